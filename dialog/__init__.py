@@ -1,0 +1,1 @@
+"""Dialog models with long-term memory; empty today."""

@@ -1,0 +1,56 @@
+"""What a result was measured on, in words and numbers that a reader can compare."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+
+
+def _cpu_model() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.lower().startswith(("model name", "hardware")):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _memory_gib() -> float | None:
+    try:
+        pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):
+        return None
+    return round(pages / 2**30, 1)
+
+
+def _cores() -> int:
+    # What this process may use, which in a container is less than what the machine has.
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def hardware() -> dict[str, str | int | float | None]:
+    """Describes this process's machine and devices.
+
+    Returns:
+      `cpu` (model), `cores` (usable), `memory_gib` (None where unknown), `python`, `jax`
+      (version), `platform` (cpu, gpu, tpu), `device` (kind), `devices` (of all processes),
+      `processes`.
+    """
+    import jax
+
+    devices = jax.devices()
+    return {
+        "cpu": _cpu_model(),
+        "cores": _cores(),
+        "memory_gib": _memory_gib(),
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "platform": devices[0].platform,
+        "device": devices[0].device_kind,
+        "devices": len(devices),
+        "processes": jax.process_count(),
+    }

@@ -1,0 +1,1 @@
+"""VICReg: self-supervised learning by variance, invariance and covariance; empty today."""

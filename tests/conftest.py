@@ -1,0 +1,34 @@
+"""Strict settings for every test; they must be in place before JAX is first imported."""
+
+import os
+import sys
+
+if "jax" in sys.modules:
+    raise RuntimeError("JAX was imported before tests/conftest.py could choose its devices")
+
+# Eight virtual CPU devices, so that every sharded path runs on a laptop.
+_flags = os.environ.get("XLA_FLAGS", "")
+if "xla_force_host_platform_device_count" not in _flags:
+    os.environ["XLA_FLAGS"] = f"{_flags} --xla_force_host_platform_device_count=8".strip()
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ.setdefault("MPLBACKEND", "agg")
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def lenient_promotion():
+    """Lets third-party code that mixes dtypes or ranks (pgx does) run inside one test."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _eight_devices():
+    """Fails early, with the reason, where the flag above came too late."""
+    if jax.device_count() != 8:
+        raise RuntimeError(f"tests need 8 virtual CPU devices, found {jax.device_count()}")
