@@ -27,7 +27,6 @@ help:
 
 reproduce: $(VENV)/.installed-rl
 	$(BIN)/fourfold reproduce --scale $(SCALE) --out $(OUT) $(ARGS)
-	@echo "report: $(abspath $(OUT))/index.html"
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n $${PYTEST_WORKERS:-2} --dist loadfile $(ARGS)

@@ -94,7 +94,7 @@ def render(claims: Sequence[Claim], scale: str) -> str:
 <main>
 <header>
 <h1>Published results beside ours</h1>
-<p class="lede">fourfold, {count} at {escape(scale)} scale<span class="date">{escape(when)}</span></p>
+<p class="lede">fourfold, {count} at {escape(scale)} scale<span>{escape(when)}</span></p>
 {_contents(claims)}
 </header>
 {body}</main>
@@ -154,14 +154,17 @@ def _figures(claim: Claim) -> str:
 
 def _figure(figure: Figure, seeds: int) -> str:
     ours, interval = format_interval(figure.ours, figure.low, figure.high)
-    unit = f'<span class="aside">{escape(figure.unit)}</span>' if figure.unit else ""
+    unit = f'<span class="unit">, {escape(figure.unit)}</span>' if figure.unit else ""
     note = f'<span class="aside">{_inline(figure.note)}</span>' if figure.note else ""
+    runs: int | str = seeds if figure.seeds is None else figure.seeds
+    if figure.ours is None or not runs:
+        runs = "–"
     cells = [
         f'<th scope="row">{_inline(figure.name)}{unit}{note}</th>',
         f'<td class="n">{escape(format_number(figure.paper))}</td>',
         f'<td class="n ours">{escape(ours)}</td>',
         f'<td class="n">{escape(interval)}</td>',
-        f'<td class="n">{seeds if figure.seeds is None else figure.seeds}</td>',
+        f'<td class="n">{runs}</td>',
     ]
     return f"<tr>{''.join(cells)}</tr>\n"
 

@@ -7,7 +7,7 @@ evaluation. `modern` is that of Machado et al. (2018) and Dopamine: sticky actio
 two, 84x84 grey by area interpolation, minimal action set, games cut at 108,000 emulator frames
 (27,000 agent steps), rewards never clipped here.
 
-What envpool (1.2.5, the version tested) does otherwise, and what becomes of it here:
+What envpool (tested: 1.2.5 and 1.2.7) does otherwise, and what becomes of it here:
 
 * After the last frame of a game it spends one step on the reset and ignores that step's action
   (autoreset "next step"). Such a row says `valid=False`, so a replay never learns from it.

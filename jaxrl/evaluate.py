@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fourfold.runtime.progress import Progress
 from jaxrl import agent as agents
 from jaxrl.agent import Agent, AgentState
 from jaxrl.compiled import STACK, cpu_options, local_copy, push
@@ -47,7 +47,7 @@ def evaluate(
     *,
     num_envs: int = 8,
     seed: int | None = None,
-    on_step: Callable[[int], None] | None = None,
+    progress: bool = False,
 ) -> Scores:
     """Plays for `config.evaluate_steps` agent steps and returns the scores.
 
@@ -62,7 +62,7 @@ def evaluate(
       config: says the game, the protocol, the steps and ε.
       num_envs: games side by side.
       seed: of the games and of ε; None takes the configuration's.
-      on_step: called with the agent steps so far, for a progress bar.
+      progress: show a progress bar.
     """
     seed = config.seed if seed is None else seed
     env = make_atari(
@@ -73,14 +73,16 @@ def evaluate(
     running = np.ones(num_envs, bool)
     returns: list[float] = []
     steps = 0
+    bar = Progress(config.evaluate_steps, "agent steps", quiet=not progress)
     while running.any():
         steps += int((now.valid & running).sum())
         now = env.step(policy(now.frame, now.first))
         over = now.episode_over & running
         returns.extend(now.episode_return[over].tolist())
         running &= ~over | (steps < config.evaluate_steps)
-        if on_step is not None:
-            on_step(steps)
+        if over.any():
+            bar.update(steps, {"games": len(returns), "return": float(np.mean(returns))})
+    bar.close()
     env.close()
     return Scores(np.asarray(returns, np.float32), steps)
 

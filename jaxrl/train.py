@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -113,32 +114,41 @@ def train(
     return progress.agent
 
 
-def load_agent(path: str | Path, step: int | None = None) -> tuple[AtariConfig, AgentState, int]:
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """An agent read from a run folder: its configuration, static parts and arrays at `step`."""
+
+    config: AtariConfig
+    agent: Agent
+    state: AgentState
+    step: int
+
+
+def load_agent(path: str | Path, step: int | None = None) -> Loaded:
     """Reads an agent from a run folder, on this process's default device.
 
     Args:
       path: the run's folder; it may be in use.
-      step: which checkpoint; None for the newest.
-
-    Returns:
-      The configuration, the arrays, and the checkpoint's step.
+      step: which checkpoint, in agent steps; None for the newest.
 
     Raises:
       FileNotFoundError: no run or no checkpoint; the message lists what there is.
+      ValueError: the run isn't one on Atari.
     """
     run = RunDir.open(path)
     config = config_io.from_json(run.saved_config())
     if not isinstance(config, AtariConfig):
-        raise ValueError(f"{path} holds a run of {type(config).__name__}, not of Atari")
+        raise ValueError(f"{path} holds a MinAtar run; this takes runs on Atari")
     checkpoints = Checkpoints(run.checkpoints)
     step = checkpoints.latest() if step is None else step
     if step is None:
         raise FileNotFoundError(f"no checkpoint yet in {run.checkpoints}")
-    num_actions = make_atari(config.game, 1).num_actions
-    agent = make_agent(config, num_actions)
+    env = make_atari(config.game, 1)
+    agent = make_agent(config, env.num_actions)
+    env.close()
     like = {"agent": jax.eval_shape(lambda: agents.init(agent, jax.random.key(0), OBS_SHAPE))}
     tree, _ = checkpoints.restore(step, like, partial=True)
-    return config, tree["agent"], step
+    return Loaded(config, agent, tree["agent"], step)
 
 
 def _local_envs(config: AtariConfig, devices: int) -> int:

@@ -24,11 +24,11 @@ SOURCES = {
 PARTS = set(SOURCES) - {"fourfold"}
 
 # Inside a part, a module imports its own layer and those to its left, and never in a circle.
-TOP = ["train evaluate probe chat serve watch", "cli"]
+TOP = ["train train_* compiled evaluate probe chat serve watch", "cli"]
 LAYERS = {
     "jaxrl": [
         "types",
-        "config",
+        "config config_io presets",
         "categorical losses spectral schedulers networks envs minatar_env "
         "replay device_replay windows scores",
         "agent",

@@ -64,7 +64,7 @@ def test_wheel_holds_every_source_file(wheel_names):
         ("dialog", "dialog"),
     ]:
         for path in (ROOT / source).rglob("*"):
-            if path.suffix in {".py", ".csv", ".json"}:
+            if path.suffix in {".py", ".csv", ".css", ".json"}:
                 assert f"{package}/{path.relative_to(ROOT / source).as_posix()}" in wheel_names
 
 

@@ -1,0 +1,217 @@
+"""The command line `jaxrl train | evaluate | watch | presets | games`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from fourfold.runtime import mesh
+from jaxrl import presets
+from jaxrl.config import AtariConfig, MinAtarConfig
+
+_USAGE = """usage: jaxrl COMMAND [OPTIONS]
+
+  train      train an agent on Atari or MinAtar:
+             jaxrl train --preset atari-c51-sn --game Pong --out runs/pong
+             jaxrl train --out runs/pong --resume
+  evaluate   the paper's evaluation of a run's checkpoint
+  watch      a GIF or MP4 of a run's agent at play
+  presets    the named configurations, with what to expect of them
+  games      the Atari games that are installed
+
+jaxrl COMMAND --help tells the options."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Where a training run lives and how it is watched."""
+
+    out: Path
+    """Folder of the run; made, or with --resume continued."""
+    resume: bool = False
+    """Go on with the run in the folder, with the configuration it was started with."""
+    num_devices: int | None = None
+    """Devices to train on, over all processes; unset: all."""
+    tensorboard: bool = False
+    """Also write TensorBoard event files."""
+    wandb: str | None = None
+    """Also log to this Weights & Biases project."""
+    quiet: bool = False
+    """No progress on the terminal."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainAtari:
+    """Train on an Atari game; times are in agent steps of four emulator frames."""
+
+    config: Annotated[AtariConfig, tyro.conf.arg(name="")]
+    run: Annotated[Run, tyro.conf.arg(name="")]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainMinAtar:
+    """Train on a MinAtar game, wholly on the device; times are in frames."""
+
+    config: Annotated[MinAtarConfig, tyro.conf.arg(name="")]
+    run: Annotated[Run, tyro.conf.arg(name="")]
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+    """Play full games with a checkpoint's agent and print the scores as JSON."""
+
+    run: Path
+    """Folder of the run."""
+    checkpoint: int | None = None
+    """Agent step of the checkpoint; unset: the newest."""
+    steps: int | None = None
+    """Agent steps to play; unset: as configured (the paper's 125,000)."""
+    epsilon: float | None = None
+    """Probability of a random action, in [0, 1]; unset: as configured (the paper's 0.001)."""
+    num_envs: int = 8
+    """Games side by side."""
+    seed: int = 0
+    """Of the games."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Watch:
+    """Write a film of a checkpoint's agent at play, its value distributions beside the screen."""
+
+    run: Path
+    """Folder of the run."""
+    out: Path
+    """File to write; its ending says what: .gif or .mp4."""
+    checkpoint: int | None = None
+    """Agent step of the checkpoint; unset: the newest."""
+    steps: int = 1_000
+    """Agent steps at most; the film ends with the game."""
+    epsilon: float | None = None
+    """Probability of a random action, in [0, 1]; unset: as configured."""
+    seed: int = 0
+    """Of the game."""
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Runs the command line; errors that a user can mend are printed in one line."""
+    words = list(sys.argv[1:] if args is None else args)
+    commands: dict[str, Callable[[list[str]], None]] = {
+        "train": _train,
+        "evaluate": _evaluate,
+        "watch": _watch,
+        "presets": _presets,
+        "games": _games,
+    }
+    if not words or words[0] in ("-h", "--help"):
+        print(_USAGE)
+        return
+    if words[0] not in commands:
+        sys.exit(f"jaxrl: unknown command {words[0]!r}; allowed: {', '.join(commands)}")
+    try:
+        commands[words[0]](words[1:])
+    except (ValueError, OSError, ImportError) as error:
+        if os.environ.get("FOURFOLD_TRACEBACK"):
+            raise
+        sys.exit(f"jaxrl {words[0]}: {error}")
+
+
+def _train(words: list[str]) -> None:
+    words, name = _take(words, "--preset")
+    resumed = _saved_config(words) if "--resume" in words else None
+    if resumed is not None and name is not None:
+        raise ValueError("--preset and --resume exclude each other: a run keeps its configuration")
+    if name is None and resumed is None and not {"-h", "--help"} & set(words):
+        raise ValueError(f"give --preset, one of {', '.join(presets.presets())}; or --resume")
+    config = resumed or presets.get(name or "atari-c51-sn").config
+    prog = "jaxrl train --preset " + (name or "NAME")
+    atari = isinstance(config, AtariConfig)
+    default = (TrainAtari if atari else TrainMinAtar)(config, Run(tyro.MISSING))  # pyright: ignore[reportArgumentType]
+    given: Any = tyro.cli(type(default), default=default, args=words, prog=prog)
+    mesh.initialize()
+    if atari:
+        from jaxrl.train import train
+    else:
+        from jaxrl.train_minatar import train
+    options = {f.name: getattr(given.run, f.name) for f in dataclasses.fields(Run)}
+    train(given.config, options.pop("out"), **options)
+
+
+def _evaluate(words: list[str]) -> None:
+    given = tyro.cli(Evaluate, args=words, prog="jaxrl evaluate")
+    from jaxrl.evaluate import evaluate
+    from jaxrl.train import load_agent
+
+    loaded = load_agent(given.run, given.checkpoint)
+    config = _override(loaded.config, evaluate_steps=given.steps, evaluate_epsilon=given.epsilon)
+    scores = evaluate(
+        loaded.agent, loaded.state, config, num_envs=given.num_envs, seed=given.seed, progress=True
+    )
+    report = {"game": config.game, "checkpoint": loaded.step, **scores.metrics()}
+    print(json.dumps({**report, "returns": scores.returns.tolist()}))
+
+
+def _watch(words: list[str]) -> None:
+    given = tyro.cli(Watch, args=words, prog="jaxrl watch")
+    from jaxrl.train import load_agent
+    from jaxrl.watch import watch
+
+    loaded = load_agent(given.run, given.checkpoint)
+    config = _override(loaded.config, evaluate_epsilon=given.epsilon)
+    score = watch(loaded.agent, loaded.state, config, given.out, steps=given.steps, seed=given.seed)
+    print(f"{given.out}: {score:g} points")
+
+
+def _presets(words: list[str]) -> None:
+    _no_options("presets", words)
+    for name, preset in presets.presets().items():
+        print(f"{name:22} {preset.expect}")
+
+
+def _games(words: list[str]) -> None:
+    _no_options("games", words)
+    from jaxrl.envs import list_games
+
+    print("\n".join(list_games()))
+
+
+def _take(words: list[str], option: str) -> tuple[list[str], str | None]:
+    """Takes `option VALUE` or `option=VALUE` out of the words."""
+    for i, word in enumerate(words):
+        if word.startswith(f"{option}="):
+            return words[:i] + words[i + 1 :], word.split("=", 1)[1]
+        if word == option:
+            if i + 1 == len(words):
+                raise ValueError(f"{option} needs a value")
+            return words[:i] + words[i + 2 :], words[i + 1]
+    return words, None
+
+
+def _saved_config(words: list[str]) -> AtariConfig | MinAtarConfig:
+    from fourfold.runtime.run_dir import RunDir
+    from jaxrl import config_io
+
+    _, out = _take(words, "--out")
+    if out is None:
+        raise ValueError("--resume needs --out, the folder of the run to go on with")
+    return config_io.from_json(RunDir.open(out).saved_config())
+
+
+def _override(config: AtariConfig, **changes: Any) -> AtariConfig:
+    given = {name: value for name, value in changes.items() if value is not None}
+    return dataclasses.replace(config, **given)
+
+
+def _no_options(command: str, words: list[str]) -> None:
+    if words:
+        raise ValueError(f"{command} takes no options, found {' '.join(words)}")
+
+
+if __name__ == "__main__":
+    main()
