@@ -103,7 +103,7 @@ class MinAtar:
 
         pgx draws the observation at every step and at every reset, guards against stepping a
         finished game and checks that actions are legal. With these fields constant the compiler
-        drops all of that: Breakout runs 1.5 times as fast.
+        drops all of that, which makes Breakout a quarter to a half faster on a CPU.
         """
         return state.replace(
             observation=jnp.zeros(self.obs_shape, bool),
