@@ -29,7 +29,7 @@ reproduce: $(VENV)/.installed-rl
 	$(BIN)/fourfold reproduce --scale $(SCALE) --out $(OUT) $(ARGS)
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -n $${PYTEST_WORKERS:-2} --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n $${PYTEST_WORKERS:-2} --dist worksteal $(ARGS)
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

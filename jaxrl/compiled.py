@@ -17,6 +17,7 @@ from jaxrl import device_replay
 from jaxrl.agent import Agent, AgentState, Metrics
 from jaxrl.config import AtariConfig
 from jaxrl.loop import Functions
+from jaxrl.networks import ConvMethod
 from jaxrl.replay import HostReplay
 from jaxrl.windows import FrameBatch, stack_frames
 
@@ -39,6 +40,11 @@ def cpu_options() -> dict[str, str] | None:
     except Exception:  # the option is experimental: a jaxlib without it just runs slower
         return None
     return options
+
+
+def best_conv_method() -> ConvMethod:
+    """Returns how convolutions run best on the default backend; see `networks.conv2d`."""
+    return "mixed" if jax.default_backend() == "cpu" else "direct"
 
 
 def compile_functions(agent: Agent, config: AtariConfig, mesh: Mesh, key: jax.Array) -> Functions:

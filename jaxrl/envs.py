@@ -22,7 +22,8 @@ What remains different from the authors' emulator loop, because envpool offers n
 * The number of no-op emulator frames is uniform on 1..30 in `classic` (theirs: 0..29) and always 1
   in `modern` (0): envpool executes at least one, which shifts a game's start by 1/60 s.
 * The no-op after a lost life lasts one agent step of four frames (theirs: a single frame).
-* The cap counts agent steps after the no-ops (theirs: all frames, no-ops included).
+* The cap counts agent steps after the no-ops and truncates (theirs: all frames; terminates).
+* The maximum of two frames is taken before they are resized (theirs: after).
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,83 +23,29 @@ from jax.typing import ArrayLike
 
 from jaxrl import agent as agents
 from jaxrl import device_replay, minatar_env, networks
-from jaxrl.agent import Agent, AgentState
+from jaxrl.agent import Agent
 from jaxrl.config import MinAtarConfig
-from jaxrl.device_replay import ReplayState
-from jaxrl.minatar_env import EnvState, MinAtar
+from jaxrl.fused_state import Carry, Hyper, Row, Totals, axes, hyper_of, seed_keys
+from jaxrl.minatar_env import MinAtar
 
-Row = dict[str, jax.Array]
+__all__ = [
+    "Carry",
+    "Hyper",
+    "Row",
+    "Totals",
+    "axes",
+    "hyper_of",
+    "init",
+    "init_many",
+    "interval",
+    "interval_many",
+    "make",
+    "run",
+    "seed_keys",
+    "train",
+]
 
 _INIT, _WARMUP, _TRAIN = range(3)  # domains of the random keys
-
-
-class Hyper(NamedTuple):
-    """What a sweep varies without recompiling; each may be traced.
-
-    Attributes:
-      learning_rate: the optimiser's.
-      eps: the optimiser's.
-      bound: k of W / max(σ/k, 1), or None for W / σ; one program has either numbers or None.
-    """
-
-    learning_rate: ArrayLike
-    eps: ArrayLike
-    bound: ArrayLike | None = None
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Totals:
-    """Sums since the last line of the log.
-
-    Attributes:
-      returns: float32 `()`, of the games that ended.
-      episodes: float32 `()`, how many.
-      learning: the updates' metrics, float32 `()` each.
-      updates: float32 `()`, how many.
-    """
-
-    returns: jax.Array
-    episodes: jax.Array
-    learning: Row
-    updates: jax.Array
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Carry:
-    """Everything that training goes on from; a checkpoint holds all of it.
-
-    Attributes:
-      step: int32 `()`, agent steps so far.
-      key: of this agent; never changes, every step derives its own from it.
-      agent: the learner.
-      env: the game.
-      first: bool `()`; the game is about to be acted in for the first time.
-      score: float32 `()`, return of the game so far.
-      replay: of this agent alone.
-    """
-
-    step: jax.Array
-    key: jax.Array
-    agent: AgentState
-    env: EnvState
-    first: jax.Array
-    score: jax.Array
-    replay: ReplayState
-
-
-def hyper_of(config: MinAtarConfig) -> Hyper:
-    """Returns the configuration's hyper-parameters as float32 scalars."""
-    agent = config.agent
-    bound = None if agent.bound is None else jnp.float32(agent.bound)
-    return Hyper(jnp.float32(agent.learning_rate), jnp.float32(agent.eps), bound)
-
-
-def seed_keys(config: MinAtarConfig) -> jax.Array:
-    """Returns the keys `(num_seeds,)` of the seeds; that of seed s is the same for any number."""
-    key = jax.random.key(config.seed)
-    return jax.vmap(lambda s: jax.random.fold_in(key, s))(jnp.arange(config.num_seeds))
 
 
 def make(config: MinAtarConfig, hyper: Hyper) -> tuple[MinAtar, Agent]:
@@ -116,9 +62,7 @@ def make(config: MinAtarConfig, hyper: Hyper) -> tuple[MinAtar, Agent]:
     with jax.ensure_compile_time_eval():  # pgx builds arrays when it is imported, maybe just now
         env = minatar_env.minatar(config.game)
     atoms = config.agent.num_atoms if config.agent.loss in ("c51", "double_c51") else None
-    network = networks.minatar_net(
-        env.num_actions, atoms, convs=config.convs, hidden=config.hidden
-    )
+    network = networks.minatar_net(env.num_actions, atoms, convs=config.convs, hidden=config.hidden)
     return env, agents.make(config.agent, network, **hyper._asdict())
 
 
@@ -184,9 +128,7 @@ def interval(config: MinAtarConfig, carry: Carry, hyper: Hyper) -> tuple[Carry, 
     return carry, row | {name: x / totals.updates for name, x in totals.learning.items()}
 
 
-def run(
-    config: MinAtarConfig, carry: Carry, hyper: Hyper, num_steps: int
-) -> tuple[Carry, Row]:
+def run(config: MinAtarConfig, carry: Carry, hyper: Hyper, num_steps: int) -> tuple[Carry, Row]:
     """Trains for `num_steps`, a multiple of `log_every`, and stacks the rows of `interval`.
 
     Raises:
@@ -215,13 +157,6 @@ def train(config: MinAtarConfig, key: jax.Array, hyper: Hyper) -> tuple[Carry, R
       The last carry, and the curves: leaves `(steps // log_every,)`, see `interval`.
     """
     return run(config, init(config, key, hyper), hyper, config.steps)
-
-
-def axes(carry: Carry) -> Carry:
-    """Returns which axis of each leaf is that of the agents: 0, or None for what they share."""
-    one = jax.tree.map(lambda _: 0, carry)
-    replay = dataclasses.replace(one.replay, head=None, size=None)
-    return dataclasses.replace(one, step=None, replay=replay)
 
 
 def init_many(config: MinAtarConfig, keys: jax.Array, hypers: Hyper) -> Carry:
@@ -267,7 +202,7 @@ def _step(
     totals = dataclasses.replace(
         totals,
         returns=totals.returns + jnp.where(over, score, 0),
-        episodes=totals.episodes + over,
+        episodes=totals.episodes + over.astype(jnp.float32),
     )
     return carry, totals
 

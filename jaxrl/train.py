@@ -29,7 +29,8 @@ def make_agent(config: AtariConfig, num_actions: int) -> Agent:
     """Returns the static parts of the agent of a configuration."""
     categorical = config.agent.loss in ("c51", "double_c51")
     num_atoms = config.agent.num_atoms if categorical else None
-    return agents.make(config.agent, networks.nature_net(num_actions, num_atoms))
+    network = networks.nature_net(num_actions, num_atoms, conv_method=compiled.best_conv_method())
+    return agents.make(config.agent, network)
 
 
 def train(
@@ -75,7 +76,7 @@ def train(
     saved = config_io.to_json(config)
     run = RunDir.open(path, saved, free=FREE) if resume else RunDir.create(path, saved)
     checkpoints = Checkpoints(run.checkpoints)
-    progress = _progress(agent, key_init, mesh)
+    progress = start_progress(agent, key_init, mesh)
     start = (checkpoints.latest() or 0) if resume else 0
     if start:
         progress = _restore(checkpoints, start, progress, memory)
@@ -159,7 +160,8 @@ def _local_envs(config: AtariConfig, devices: int) -> int:
     return config.num_envs // jax.process_count()
 
 
-def _progress(agent: Agent, key: jax.Array, mesh: jax.sharding.Mesh) -> loop.Progress:
+def start_progress(agent: Agent, key: jax.Array, mesh: jax.sharding.Mesh) -> loop.Progress:
+    """Returns a run at its beginning, replicated over the mesh."""
     replicated = meshes.replicated(mesh)
     init = jax.jit(lambda key: agents.init(agent, key, OBS_SHAPE), out_shardings=replicated)
     steps = jax.jit(lambda: jnp.zeros((), jnp.int32), out_shardings=replicated)
