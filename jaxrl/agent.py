@@ -183,7 +183,8 @@ def update(
       state: the arrays.
       batch: transitions with one leading batch axis.
       axis_name: None where the batch is a global one (plain jit, sharded or not); the name of the
-        mapped axis under `shard_map` or `pmap`, over which gradients are then averaged.
+        mapped axis under `shard_map` or `pmap`, over which gradients are then averaged. The state
+        is the same on all devices, before and after.
 
     Returns:
       The new state, and the metrics `loss`, `q` (mean value of the actions taken) and, per hooked
@@ -198,13 +199,19 @@ def update(
         loss = jnp.mean(_losses(agent, params, hooks, batch, outputs, target))
         return loss, (outputs, hooks, target_hooks)
 
+    params = state.params
+    if axis_name is not None:
+        # Under shard_map, a gradient in a replicated value is already a sum over the axis; in a
+        # varying one it is this device's own, as under pmap.
+        params = lax.pcast(params, axis_name, to="varying")
     (loss, (outputs, hooks, target_hooks)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-        state.params
+        params
     )
     taken = jnp.take_along_axis(_values(agent, outputs), batch.a_tm1[:, None], axis=1)
     metrics = {"loss": loss, "q": jnp.mean(taken)}
     if axis_name is not None:
-        grads, metrics = lax.pmean((grads, metrics), axis_name)
+        # The hooks are equal already; the mean is what tells shard_map so.
+        grads, metrics, hooks = lax.pmean((grads, metrics, hooks), axis_name)
     metrics |= {f"sigma/{layer}": hook["sigma"] for layer, hook in hooks.items()}
     with jax.numpy_dtype_promotion("standard"):  # optax mixes its integer count with floats
         updates, opt_state = agent.optimizer.update(

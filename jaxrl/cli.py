@@ -19,8 +19,8 @@ from jaxrl.config import AtariConfig, MinAtarConfig
 _USAGE = """usage: jaxrl COMMAND [OPTIONS]
 
   train      train an agent on Atari or MinAtar:
-             jaxrl train --preset atari-c51-sn --game Pong --out runs/pong
-             jaxrl train --out runs/pong --resume
+             jaxrl train --preset atari-c51-sn --game Pong [--out DIR]
+             jaxrl train --out DIR --resume
   evaluate   the paper's evaluation of a run's checkpoint
   watch      a GIF or MP4 of a run's agent at play
   presets    the named configurations, with what to expect of them
@@ -33,10 +33,10 @@ jaxrl COMMAND --help tells the options."""
 class Run:
     """Where a training run lives and how it is watched."""
 
-    out: Path
-    """Folder of the run; made, or with --resume continued."""
+    out: Path | None = None
+    """Folder of the run; unset: runs/PRESET-GAME-sSEED."""
     resume: bool = False
-    """Go on with the run in the folder, with the configuration it was started with."""
+    """Go on with the run in the folder. Without --preset its own configuration is taken."""
     num_devices: int | None = None
     """Devices to train on, over all processes; unset: all."""
     tensorboard: bool = False
@@ -124,23 +124,25 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def _train(words: list[str]) -> None:
     words, name = _take(words, "--preset")
-    resumed = _saved_config(words) if "--resume" in words else None
-    if resumed is not None and name is not None:
-        raise ValueError("--preset and --resume exclude each other: a run keeps its configuration")
-    if name is None and resumed is None and not {"-h", "--help"} & set(words):
+    if name is not None:
+        config = presets.get(name).config
+    elif "--resume" in words:
+        config = _saved_config(words)
+    elif {"-h", "--help"} & set(words):
+        config = presets.get("atari-c51-sn").config
+    else:
         raise ValueError(f"give --preset, one of {', '.join(presets.presets())}; or --resume")
-    config = resumed or presets.get(name or "atari-c51-sn").config
-    prog = "jaxrl train --preset " + (name or "NAME")
-    atari = isinstance(config, AtariConfig)
-    default = (TrainAtari if atari else TrainMinAtar)(config, Run(tyro.MISSING))  # pyright: ignore[reportArgumentType]
-    given: Any = tyro.cli(type(default), default=default, args=words, prog=prog)
+    cls = TrainAtari if isinstance(config, AtariConfig) else TrainMinAtar
+    prog = f"jaxrl train --preset {name or 'NAME'}"
+    given: Any = tyro.cli(cls, default=cls(config, Run()), args=words, prog=prog)  # pyright: ignore[reportArgumentType]
     mesh.initialize()
-    if atari:
+    if cls is TrainAtari:
         from jaxrl.train import train
     else:
         from jaxrl.train_minatar import train
     options = {f.name: getattr(given.run, f.name) for f in dataclasses.fields(Run)}
-    train(given.config, options.pop("out"), **options)
+    default = Path("runs") / f"{name}-{given.config.game.lower()}-s{given.config.seed}"
+    train(given.config, options.pop("out") or default, **options)
 
 
 def _evaluate(words: list[str]) -> None:

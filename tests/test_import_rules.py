@@ -32,7 +32,7 @@ LAYERS = {
         "categorical losses spectral schedulers networks envs minatar_env "
         "replay device_replay windows scores",
         "agent",
-        "loop fused",
+        "loop fused fused_*",
         *TOP,
     ],
     "vicreg": ["types", "config", "losses models augment data optim", "step", "loop", *TOP],

@@ -1,0 +1,183 @@
+"""A MinAtar run that is stopped, however rudely, ends where an undisturbed one ends, bit for bit."""
+
+import hashlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fourfold.runtime.checkpoint import Checkpoints
+from fourfold.runtime.metrics import read_metrics
+from jaxrl import train_minatar
+from jaxrl.config import AgentConfig, Exploration, MinAtarConfig
+
+ROOT = Path(__file__).resolve().parents[2]
+LAST = 12_000
+WORKER = f"""
+import sys
+from jaxrl.config import AgentConfig, Exploration, MinAtarConfig
+from jaxrl.train_minatar import train
+
+config = MinAtarConfig(
+    agent=AgentConfig(spectral=("-2L",), scheduler="div_grad", num_atoms=5),
+    exploration=Exploration(warmup=200, end_step=1_000),
+    steps={LAST},
+    num_seeds=2,
+    convs=(2,),
+    hidden=(8,),
+    batch_size=4,
+    target_period=120,
+    replay_capacity=300,
+    log_every=100,
+    checkpoint_every=300,
+)
+train(config, sys.argv[1], resume="--resume" in sys.argv)
+"""
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("compiled")
+
+
+def start(folder: Path, cache: Path, *options: str) -> subprocess.Popen:
+    """Starts a run in a process of its own; the processes share what they compile."""
+    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    env |= {
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        "PYTHONPATH": str(ROOT),
+    }
+    command = [sys.executable, "-c", WORKER, str(folder), *options]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, env=env, stdout=pipe, stderr=pipe, text=True)
+
+
+def finish(process: subprocess.Popen) -> str:
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    return out
+
+
+def lines(folder: Path) -> int:
+    file = folder / "metrics.jsonl"
+    return file.read_bytes().count(b"\n") if file.exists() else 0
+
+
+def stop(process: subprocess.Popen, folder: Path, number: int, more: int) -> None:
+    """Sends a signal once a run has written so many more lines, and then a random moment later."""
+    # A run that resumes drops lines before it writes new ones, hence the file's newest step.
+    goal = more + (lines(folder) if "--resume" not in process.args else 0)
+    seen = newest(folder)
+    deadline = time.monotonic() + 300
+    while newest(folder) < seen + 100 * goal:
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline, "the run made no progress"
+        time.sleep(0.002)
+    time.sleep(random.random() * 0.2)
+    process.send_signal(number)
+
+
+def newest(folder: Path) -> int:
+    rows = read_metrics(folder) if lines(folder) else []
+    return rows[-1]["step"] if rows else 0
+
+
+def final_bytes(folder: Path) -> str:
+    """A digest of the values of every array in the last checkpoint."""
+    from jaxrl import fused
+
+    config = MinAtarConfig(
+        agent=AgentConfig(spectral=("-2L",), scheduler="div_grad", num_atoms=5),
+        exploration=Exploration(warmup=200, end_step=1_000),
+        num_seeds=2,
+        convs=(2,),
+        hidden=(8,),
+        replay_capacity=300,
+        target_period=120,
+    )
+    import jax
+
+    hypers = jax.tree.map(lambda x: x[None].repeat(2), fused.hyper_of(config))
+    like = jax.eval_shape(
+        lambda keys: fused.init_many(config, keys, hypers), fused.seed_keys(config)
+    )
+    carry, _ = Checkpoints(folder / "checkpoints").restore(LAST, like)
+    assert int(carry.step) == LAST
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(carry):
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()
+
+
+def rows_without_time(folder: Path) -> list[str]:
+    return [str({k: v for k, v in row.items() if k != "time"}) for row in read_metrics(folder)]
+
+
+def test_stopped_and_killed_and_resumed_is_undisturbed(tmp_path, cache):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    finish(start(whole, cache))
+    assert (whole / "plots" / "return.png").stat().st_size > 1000
+
+    process = start(broken, cache)
+    stop(process, broken, signal.SIGTERM, 3)
+    farewell = finish(process)  # exit status 0
+    assert "SIGTERM" in farewell and "Resume: " in farewell
+    assert newest(broken) < LAST, "the run was over before it was stopped: make it longer"
+    assert Checkpoints(broken / "checkpoints").latest() == newest(broken)
+
+    for more in (4, 9):
+        process = start(broken, cache, "--resume")
+        stop(process, broken, signal.SIGKILL, more)
+        process.wait(timeout=60)
+        assert newest(broken) < LAST, "the run was over before it was killed: make it longer"
+    finish(start(broken, cache, "--resume"))
+
+    assert final_bytes(broken) == final_bytes(whole)
+    assert rows_without_time(broken) == rows_without_time(whole)
+    assert len(rows_without_time(whole)) == LAST // 100
+
+
+def test_what_cannot_run_is_refused_before_anything_is_written(tmp_path):
+    odd = MinAtarConfig(steps=15_000)
+    with pytest.raises(ValueError, match="steps must be a multiple of log_every 10000"):
+        train_minatar.train(odd, tmp_path / "run")
+    with pytest.raises(ValueError, match="multiple of the 2 devices, found 1"):
+        train_minatar.train(MinAtarConfig(), tmp_path / "run", num_devices=2)
+    with pytest.raises(FileNotFoundError, match="no run to resume"):
+        train_minatar.train(MinAtarConfig(), tmp_path / "run", resume=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_bootstrap():
+    values = np.random.default_rng(0).normal(size=(25, 7))
+    low, high = train_minatar.bootstrap(values)
+    error = values.std(axis=0, ddof=1) / 5
+    np.testing.assert_allclose(high - low, 2 * 1.96 * error, rtol=0.2)
+    assert ((low < values.mean(axis=0)) & (values.mean(axis=0) < high)).all()
+    values[:, 3] = np.nan
+    values[:5, 2] = np.nan
+    low, high = train_minatar.bootstrap(values)
+    assert np.isnan(low[3]) and np.isnan(high[3]) and np.isfinite(np.delete(low, 3)).all()
+    assert low[2] < np.nanmean(values[:, 2]) < high[2]
+
+
+def test_rows_of_the_log():
+    row = {
+        "loss": np.array([1.0, np.nan, 3.0]),
+        "return": np.array([np.nan, 2.0, 4.0]),
+        "episodes": np.array([0.0, 2.0, 1.0]),
+    }
+    summary = train_minatar.summary(row)
+    assert list(summary) == ["return", "loss", "episodes", "returns"]
+    assert (summary["return"], summary["loss"], summary["episodes"]) == (3.0, 2.0, 3)
+    assert np.isnan(train_minatar.summary({**row, "loss": np.full(3, np.nan)})["loss"])
