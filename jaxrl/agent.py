@@ -201,8 +201,8 @@ def update(
 
     params = state.params
     if axis_name is not None:
-        # Under shard_map, a gradient in a replicated value is already a sum over the axis; in a
-        # varying one it is this device's own, as under pmap.
+        # shard_map sums the gradient in a replicated value over the axis by itself, pmap does not;
+        # the gradient in a varying one is the device's own under both.
         params = lax.pcast(params, axis_name, to="varying")
     (loss, (outputs, hooks, target_hooks)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
         params

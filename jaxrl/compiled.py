@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, TypeVar
 
@@ -61,7 +62,7 @@ def compile_functions(agent: Agent, config: AtariConfig, mesh: Mesh, key: jax.Ar
     explore = config.exploration
     options = cpu_options()
 
-    def act(state: AgentState, stack, frame, first, valid, steps):
+    def act(key: jax.Array, state: AgentState, stack, frame, first, valid, steps):
         stack = push(stack, frame, first)
         epsilon = agents.epsilon_at(steps, explore.warmup, explore.end_step, explore.end)
         actions, state = agents.act(agent, state, stack, epsilon, jax.random.fold_in(key, steps))
@@ -77,11 +78,14 @@ def compile_functions(agent: Agent, config: AtariConfig, mesh: Mesh, key: jax.Ar
         return state, jax.tree.map(lambda x: x[-1], metrics)
 
     return Functions(
-        act=jax.jit(
-            act,
-            donate_argnames="stack",
-            out_shardings=(split, replicated, split, replicated),
-            compiler_options=options,
+        act=functools.partial(
+            jax.jit(
+                act,
+                donate_argnames="stack",
+                out_shardings=(split, replicated, split, replicated),
+                compiler_options=options,
+            ),
+            jax.device_put(key, replicated),
         ),
         learn=jax.jit(
             learn,

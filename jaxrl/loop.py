@@ -106,25 +106,26 @@ def run(
     learned: dict[str, Any] = {}
     batches: list[Any] = []
     while steps < config.steps:
-        observed = functions.place((now.frame, now.first, now.valid))
-        actions_on_device, progress.agent, stack, progress.steps = functions.act(
-            progress.agent, stack, *observed, progress.steps
-        )
-        actions = functions.fetch(actions_on_device)
-        for batch in batches:
-            progress.agent, learned = functions.learn(progress.agent, batch)
-            progress.updates += _length(batch)
-            if progress.updates % (config.target_period // config.update_period) == 0:
-                progress.agent = functions.sync(progress.agent)
-        env.send(actions)
-        after = env.recv()
-        memory.add(*_row(now, actions, after))
-        steps = int(jax.device_get(progress.steps))
-        due = max(steps - config.exploration.warmup, 0) // config.update_period
-        batches = [
-            memory.draw(size)
-            for size in _sizes(due - progress.updates, config, functions, progress)
-        ]
+        with jax.transfer_guard("disallow"):  # whatever moves here is meant to
+            observed = functions.place((now.frame, now.first, now.valid))
+            actions_on_device, progress.agent, stack, progress.steps = functions.act(
+                progress.agent, stack, *observed, progress.steps
+            )
+            actions = functions.fetch(actions_on_device)
+            for batch in batches:
+                progress.agent, learned = functions.learn(progress.agent, batch)
+                progress.updates += _length(batch)
+                if progress.updates % (config.target_period // config.update_period) == 0:
+                    progress.agent = functions.sync(progress.agent)
+            env.send(actions)
+            after = env.recv()
+            memory.add(*_row(now, actions, after))
+            steps = int(jax.device_get(progress.steps))
+            due = max(steps - config.exploration.warmup, 0) // config.update_period
+            batches = [
+                memory.draw(size)
+                for size in _sizes(due - progress.updates, config, functions, progress)
+            ]
         finished = after.episode_return[after.episode_over]
         progress.games += len(finished)
         returns.extend(finished.tolist())

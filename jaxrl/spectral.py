@@ -119,7 +119,8 @@ def power_iteration_conv(
     dtype = _accumulator(kernel)
     forward, output_shape = _conv_operator(kernel.astype(dtype), input_shape, strides, padding)
     _check_shape("u", u, output_shape)
-    transpose = jax.linear_transpose(forward, jax.ShapeDtypeStruct(tuple(input_shape), dtype))
+    # Zeros of the kernel's own kind: under shard_map, its type says over which axes it varies.
+    transpose = jax.linear_transpose(forward, jnp.zeros_like(kernel, dtype, tuple(input_shape)))
     return _iterate(forward, lambda u: transpose(u)[0], u.astype(dtype), num_steps, eps)
 
 

@@ -1,6 +1,7 @@
 """A MinAtar run that is stopped, however rudely, ends where an undisturbed one ends, bit for bit."""
 
 import hashlib
+import json
 import os
 import random
 import signal
@@ -9,25 +10,21 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
+from fourfold.runtime import mesh as meshes
 from fourfold.runtime.checkpoint import Checkpoints
 from fourfold.runtime.metrics import read_metrics
-from jaxrl import train_minatar
+from jaxrl import config_io, fused, train_minatar
 from jaxrl.config import AgentConfig, Exploration, MinAtarConfig
 
 ROOT = Path(__file__).resolve().parents[2]
-LAST = 12_000
-WORKER = f"""
-import sys
-from jaxrl.config import AgentConfig, Exploration, MinAtarConfig
-from jaxrl.train_minatar import train
-
-config = MinAtarConfig(
+CONFIG = MinAtarConfig(
     agent=AgentConfig(spectral=("-2L",), scheduler="div_grad", num_atoms=5),
     exploration=Exploration(warmup=200, end_step=1_000),
-    steps={LAST},
+    steps=12_000,
     num_seeds=2,
     convs=(2,),
     hidden=(8,),
@@ -37,13 +34,13 @@ config = MinAtarConfig(
     log_every=100,
     checkpoint_every=300,
 )
-train(config, sys.argv[1], resume="--resume" in sys.argv)
+WORKER = """
+import json, sys
+from jaxrl.config_io import from_json
+from jaxrl.train_minatar import train
+
+train(from_json(json.loads(sys.argv[2])), sys.argv[1], resume="--resume" in sys.argv)
 """
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("compiled")
 
 
 def start(folder: Path, cache: Path, *options: str) -> subprocess.Popen:
@@ -55,7 +52,8 @@ def start(folder: Path, cache: Path, *options: str) -> subprocess.Popen:
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         "PYTHONPATH": str(ROOT),
     }
-    command = [sys.executable, "-c", WORKER, str(folder), *options]
+    config = json.dumps(config_io.to_json(CONFIG))
+    command = [sys.executable, "-c", WORKER, str(folder), config, *options]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, env=env, stdout=pipe, stderr=pipe, text=True)
 
@@ -66,18 +64,17 @@ def finish(process: subprocess.Popen) -> str:
     return out
 
 
-def lines(folder: Path) -> int:
+def newest(folder: Path) -> int:
     file = folder / "metrics.jsonl"
-    return file.read_bytes().count(b"\n") if file.exists() else 0
+    rows = read_metrics(file) if file.exists() else []
+    return rows[-1]["step"] if rows else 0
 
 
-def stop(process: subprocess.Popen, folder: Path, number: int, more: int) -> None:
-    """Sends a signal once a run has written so many more lines, and then a random moment later."""
-    # A run that resumes drops lines before it writes new ones, hence the file's newest step.
-    goal = more + (lines(folder) if "--resume" not in process.args else 0)
-    seen = newest(folder)
+def interrupt(process: subprocess.Popen, folder: Path, number: int, steps: int) -> None:
+    """Sends a signal a random moment after a run has got so many steps farther than it was."""
+    goal = newest(folder) + steps
     deadline = time.monotonic() + 300
-    while newest(folder) < seen + 100 * goal:
+    while newest(folder) < goal:
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline, "the run made no progress"
         time.sleep(0.002)
@@ -85,32 +82,13 @@ def stop(process: subprocess.Popen, folder: Path, number: int, more: int) -> Non
     process.send_signal(number)
 
 
-def newest(folder: Path) -> int:
-    rows = read_metrics(folder) if lines(folder) else []
-    return rows[-1]["step"] if rows else 0
-
-
 def final_bytes(folder: Path) -> str:
     """A digest of the values of every array in the last checkpoint."""
-    from jaxrl import fused
-
-    config = MinAtarConfig(
-        agent=AgentConfig(spectral=("-2L",), scheduler="div_grad", num_atoms=5),
-        exploration=Exploration(warmup=200, end_step=1_000),
-        num_seeds=2,
-        convs=(2,),
-        hidden=(8,),
-        replay_capacity=300,
-        target_period=120,
+    functions = train_minatar.compile_functions(
+        CONFIG, meshes.make_mesh(1), CONFIG.num_seeds, fused.hyper_of(CONFIG)
     )
-    import jax
-
-    hypers = jax.tree.map(lambda x: x[None].repeat(2), fused.hyper_of(config))
-    like = jax.eval_shape(
-        lambda keys: fused.init_many(config, keys, hypers), fused.seed_keys(config)
-    )
-    carry, _ = Checkpoints(folder / "checkpoints").restore(LAST, like)
-    assert int(carry.step) == LAST
+    carry, _ = Checkpoints(folder / "checkpoints").restore(CONFIG.steps, functions.like)
+    assert int(carry.step) == CONFIG.steps
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(carry):
         if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
@@ -123,28 +101,31 @@ def rows_without_time(folder: Path) -> list[str]:
     return [str({k: v for k, v in row.items() if k != "time"}) for row in read_metrics(folder)]
 
 
-def test_stopped_and_killed_and_resumed_is_undisturbed(tmp_path, cache):
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
+def test_stopped_and_killed_and_resumed_is_undisturbed(tmp_path):
+    whole, broken, cache = (tmp_path / name for name in ("whole", "broken", "cache"))
     finish(start(whole, cache))
     assert (whole / "plots" / "return.png").stat().st_size > 1000
 
     process = start(broken, cache)
-    stop(process, broken, signal.SIGTERM, 3)
+    interrupt(process, broken, signal.SIGTERM, 300)
     farewell = finish(process)  # exit status 0
     assert "SIGTERM" in farewell and "Resume: " in farewell
-    assert newest(broken) < LAST, "the run was over before it was stopped: make it longer"
+    assert newest(broken) < CONFIG.steps, "the run was over before it was stopped: make it longer"
     assert Checkpoints(broken / "checkpoints").latest() == newest(broken)
 
-    for more in (4, 9):
+    for more in (400, 900):
         process = start(broken, cache, "--resume")
-        stop(process, broken, signal.SIGKILL, more)
-        process.wait(timeout=60)
-        assert newest(broken) < LAST, "the run was over before it was killed: make it longer"
+        interrupt(process, broken, signal.SIGKILL, more)
+        process.communicate(timeout=60)
+        assert process.returncode == -signal.SIGKILL
+        assert newest(broken) < CONFIG.steps, (
+            "the run was over before it was killed: make it longer"
+        )
     finish(start(broken, cache, "--resume"))
 
     assert final_bytes(broken) == final_bytes(whole)
     assert rows_without_time(broken) == rows_without_time(whole)
-    assert len(rows_without_time(whole)) == LAST // 100
+    assert len(rows_without_time(whole)) == CONFIG.steps // 100
 
 
 def test_what_cannot_run_is_refused_before_anything_is_written(tmp_path):

@@ -1,0 +1,276 @@
+"""A film of an agent at play: the screen, and beside it what the agent expects of each action."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import functools
+import importlib.resources
+import math
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxrl import losses
+from jaxrl.agent import Agent, AgentState
+from jaxrl.config import AtariConfig
+from jaxrl.envs import make_atari
+from jaxrl.evaluate import Policy
+
+FPS = 15  # a console shows 60 frames a second, of which an agent step is four
+
+# ffmpeg's options per ending. Each frame of a GIF has its own palette, so that a film of any length
+# is a stream; few colours mean that nothing is dithered.
+_PALETTES = "split[a][b];[a]palettegen=stats_mode=single[p];[b][p]paletteuse=new=1:dither=none"
+_ENCODERS = {
+    ".gif": ("-filter_complex", _PALETTES, "-f", "gif"),
+    ".mp4": ("-vcodec", "libx264", "-pix_fmt", "yuv420p", "-crf", "18", "-f", "mp4"),
+}
+_DIRECTIONS = ("UP", "RIGHT", "LEFT", "DOWN", "UPRIGHT", "UPLEFT", "DOWNRIGHT", "DOWNLEFT")
+_ALL_ACTIONS = ("NOOP", "FIRE", *_DIRECTIONS, *(f"{name}FIRE" for name in _DIRECTIONS))
+
+
+def watch(
+    agent: Agent, state: AgentState, config: AtariConfig, out: Path, *, steps: int, seed: int = 0
+) -> float:
+    """Plays one full game as in an evaluation, and films it.
+
+    Args:
+      agent: the static parts of the agent.
+      state: its arrays.
+      config: says the game, the protocol and `evaluate_epsilon`.
+      out: file to write, ending in `.gif` or `.mp4`. It appears when it is whole.
+      steps: agent steps at most; the film ends with the game.
+      seed: of the game and of ε.
+
+    Returns:
+      The unclipped return up to the film's end.
+
+    Raises:
+      ValueError: another ending, or no steps.
+      ImportError: Pillow or imageio-ffmpeg is not installed.
+      OSError: the film can't be written; the message is ffmpeg's.
+    """
+    out = Path(out)
+    if out.suffix.lower() not in _ENCODERS:
+        raise ValueError(f"the film must end in {' or '.join(_ENCODERS)}, found {out.name!r}")
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, found {steps}")
+    panel, film = _Panel(agent, config), _Film(out)
+    policy = Policy(agent, state, config.evaluate_epsilon, 1, seed)
+    env = make_atari(config.game, 1, protocol=config.protocol, training=False, seed=seed)
+    now = env.reset()
+    with contextlib.closing(env), film:
+        for step in range(steps + 1):
+            action = int(policy(now.frame, now.first)[0])
+            last = step == steps or bool(now.episode_over[0])
+            score = float(now.episode_return[0])
+            chosen = None if last else action
+            frame = panel.draw(env.render(), policy.outputs()[0], chosen, score, step)
+            film.write(frame, FPS if last else 1)  # the end stays on for a second
+            if last:
+                break
+            now = env.step(np.array([action], np.int32))
+    return score
+
+
+def action_names(game: str, num_actions: int) -> tuple[str, ...]:
+    """Names of a game's minimal actions, in order, such as `("noop", "fire", "right fire")`.
+
+    Args:
+      game: envpool's name of the game.
+      num_actions: size of the set; where the table holds another, the names are numbers.
+    """
+    file = importlib.resources.files("jaxrl").joinpath("data", "minimal_actions.csv")
+    rows = csv.DictReader(file.read_text(encoding="utf-8").splitlines())
+    table = {_plain(row["game"]): row["actions"].split() for row in rows}
+    names = table.get(_plain(game), _ALL_ACTIONS)
+    if len(names) != num_actions:
+        return tuple(f"action {i}" for i in range(num_actions))
+    return tuple(" ".join(re.findall("NOOP|FIRE|UP|DOWN|LEFT|RIGHT", n)).lower() for n in names)
+
+
+class _Panel:
+    """Draws the frames of one film."""
+
+    BACK, ROW, LINE = (16, 18, 24), (34, 38, 48), (62, 68, 82)
+    TEXT, DIM = (232, 235, 242), (138, 146, 163)
+    BAR, CHOSEN = (91, 134, 206), (255, 178, 66)
+    MARGIN, TOP, BOTTOM = 28, 62, 70
+    ZOOM = 2  # of the screen
+    LABEL, PLOT, VALUE = 112, 408, 72  # widths of a row's parts; 51 atoms take 8 pixels each
+
+    def __init__(self, agent: Agent, config: AtariConfig):
+        try:
+            from PIL import Image, ImageDraw, ImageFont
+        except ImportError as error:
+            raise ImportError("a film needs Pillow: pip install 'fourfold[rl]'") from error
+        self._image, self._draw = Image, ImageDraw.Draw
+        self._font = functools.cache(ImageFont.load_default)
+        self._config = config
+        self._categorical = agent.categorical
+        num_actions = agent.network.num_actions
+        self._names = action_names(config.game, num_actions)
+        self._limit = 0.0  # largest action value so far: the scale of plain values
+
+    def draw(
+        self, screen: np.ndarray, outputs: np.ndarray, chosen: int | None, score: float, step: int
+    ) -> np.ndarray:
+        """Returns one frame, uint8 `(H, W, 3)` with even sides.
+
+        Args:
+          screen: uint8 `(h, w, 3)`.
+          outputs: logits `(A, atoms)` or values `(A,)`.
+          chosen: the action taken; None at the end.
+          score: return so far.
+          step: agent steps so far.
+        """
+        height, width = (self.ZOOM * n for n in screen.shape[:2])
+        left = 2 * self.MARGIN + width
+        plot = left + self.LABEL
+        size = (plot + self.PLOT + self.VALUE + self.MARGIN, self.TOP + height + self.BOTTOM)
+        image = self._image.new("RGB", tuple(n + n % 2 for n in size), self.BACK)
+        pen = self._draw(image)
+        nearest = self._image.Resampling.NEAREST
+        picture = self._image.fromarray(screen).resize((width, height), nearest)
+        image.paste(picture, (self.MARGIN, self.TOP))
+        end = self.MARGIN + width
+
+        def write(x: int, y: int, text: str, size: int, colour: Any, anchor: str) -> None:
+            pen.text((x, y), text, colour, self._font(size), anchor)
+
+        base, foot = self.TOP - 16, self.TOP + height + 26
+        write(self.MARGIN, base, self._config.game, 26, self.TEXT, "ls")
+        write(end, base, f"return {score:,.0f}", 22, self.TEXT, "rs")
+        write(self.MARGIN, foot, f"step {step:,}", 15, self.DIM, "ls")
+        write(end, foot, f"epsilon {self._config.evaluate_epsilon:g}", 15, self.DIM, "rs")
+        what = "value distribution of each action" if self._categorical else "value of each action"
+        write(plot, base, what, 18, self.TEXT, "ls")
+        write(
+            plot + self.PLOT + self.VALUE,
+            base,
+            "mean" if self._categorical else "",
+            15,
+            self.DIM,
+            "rs",
+        )
+
+        values, heights, low, high = self._scaled(outputs)
+        rows = len(values)
+        tall = min(height // rows, 84)
+        top = self.TOP + (height - rows * tall) // 2
+
+        def across(value: float) -> int:
+            inset = self._inset(heights)
+            return round(plot + inset + (value - low) / (high - low) * (self.PLOT - 2 * inset))
+
+        if chosen is not None:
+            y = top + chosen * tall
+            right = plot + self.PLOT + self.VALUE + 10
+            pen.rounded_rectangle((left - 10, y, right, y + tall - 1), 6, self.ROW)
+        for tick in np.linspace(low, high, 5):
+            x = across(tick)
+            pen.line((x, top, x, top + rows * tall), self.LINE)
+            write(x, top + rows * tall + 10, f"{tick:g}", 14, self.DIM, "mt")
+        caption = "discounted return, rewards clipped to [-1, 1]"
+        write(plot + self.PLOT // 2, top + rows * tall + 36, caption, 14, self.DIM, "mt")
+        small = min(17, tall - 8)
+        for i, (name, value) in enumerate(zip(self._names, values, strict=True)):
+            y, colour = top + i * tall, self.CHOSEN if i == chosen else self.BAR
+            floor = y + tall - 4
+            if heights is not None:
+                for atom, share in enumerate(heights[i]):
+                    x, up = plot + atom * self.PLOT // heights.shape[1], round(share * (tall - 10))
+                    if up > 0:
+                        wide = self.PLOT // heights.shape[1]
+                        pen.rectangle((x, floor - up, x + max(wide - 2, 0), floor), colour)
+                pen.line((plot, floor + 1, plot + self.PLOT - 1, floor + 1), self.LINE)
+                pen.line((across(value), y + 4, across(value), floor), self.TEXT)
+            else:
+                xs = sorted((across(0.0), across(value)))
+                pen.rectangle((xs[0], y + tall // 4, xs[1], y + 3 * tall // 4), colour)
+            ink = self.TEXT if i == chosen else self.DIM
+            write(left, y + tall // 2, name, small, ink, "lm")
+            right = plot + self.PLOT + self.VALUE
+            write(right, y + tall // 2, f"{value:.2f}", small, ink, "rm")
+        return np.asarray(image)
+
+    def _scaled(self, outputs: np.ndarray) -> tuple[np.ndarray, np.ndarray | None, float, float]:
+        """Returns the values, the atoms' heights in 0..1 (or None), and the axis' ends."""
+        if not self._categorical:
+            self._limit = max(self._limit, float(np.abs(outputs).max()))
+            limit = _round_up(self._limit)
+            return outputs, None, -limit, limit
+        low, high = self._config.agent.v_min, self._config.agent.v_max
+        probs = np.exp(outputs - outputs.max(axis=1, keepdims=True))
+        probs /= probs.sum(axis=1, keepdims=True)
+        values = probs @ losses.support(low, high, probs.shape[1])
+        return values, probs / probs.max(), low, high
+
+    def _inset(self, heights: np.ndarray | None) -> int:
+        """Half an atom's width: the first and last atom stand at the axis' ends."""
+        return 0 if heights is None else self.PLOT // heights.shape[1] // 2
+
+
+class _Film:
+    """A file that ffmpeg encodes from frames; under its own name only when it is whole."""
+
+    def __init__(self, path: Path):
+        try:
+            import imageio_ffmpeg
+        except ImportError as error:
+            message = "a film needs imageio-ffmpeg: pip install 'fourfold[rl]'"
+            raise ImportError(message) from error
+        self._program = imageio_ffmpeg.get_ffmpeg_exe()
+        self._path = path
+        self._draft = path.with_name(f".{path.name}.unfinished")
+        self._encoder: subprocess.Popen | None = None
+
+    def __enter__(self) -> _Film:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        return self
+
+    def write(self, frame: np.ndarray, times: int = 1) -> None:
+        """Appends a frame, uint8 `(H, W, 3)`; all of one size."""
+        if self._encoder is None:
+            size = f"{frame.shape[1]}x{frame.shape[0]}"
+            source = f"-f rawvideo -pix_fmt rgb24 -s {size} -r {FPS} -i -".split()
+            encode = [*_ENCODERS[self._path.suffix.lower()], str(self._draft)]
+            self._encoder = subprocess.Popen(
+                [self._program, "-loglevel", "error", "-y", *source, *encode],
+                stdin=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+            )
+        try:
+            self._encoder.stdin.write(frame.tobytes() * times)  # pyright: ignore[reportOptionalMemberAccess]
+        except BrokenPipeError:
+            self._finish()
+            raise
+
+    def _finish(self) -> None:
+        if self._encoder is not None:
+            encoder, self._encoder = self._encoder, None
+            _, said = encoder.communicate()
+            if encoder.returncode:
+                raise OSError(f"ffmpeg could not write {self._path}: {said.decode().strip()}")
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self._finish()
+            if kind is None:
+                self._draft.replace(self._path)
+        finally:
+            self._draft.unlink(missing_ok=True)
+
+
+def _round_up(value: float) -> float:
+    """The next of 0.1, 0.2, 0.5, 1, 2, 5, …"""
+    unit = 10.0 ** math.floor(math.log10(max(value, 0.1)))
+    return next(unit * step for step in (1, 2, 5, 10) if value <= unit * step)
+
+
+def _plain(name: str) -> str:
+    return "".join(c for c in name.lower() if c.isalnum())
