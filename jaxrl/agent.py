@@ -192,18 +192,18 @@ def update(
     """
 
     def loss_fn(params: Params):
-        outputs, hooks = _apply(agent, params, state.spectral, batch.s_tm1, train=True)
+        outputs, hooks = _apply(agent, params, vectors, batch.s_tm1, train=True)
         target, target_hooks = _apply(
             agent, state.target_params, state.target_spectral, batch.s_t, train=True
         )
         loss = jnp.mean(_losses(agent, params, hooks, batch, outputs, target))
         return loss, (outputs, hooks, target_hooks)
 
-    params = state.params
+    params, vectors = state.params, state.spectral
     if axis_name is not None:
         # shard_map sums the gradient in a replicated value over the axis by itself, pmap does not;
         # the gradient in a varying one is the device's own under both.
-        params = lax.pcast(params, axis_name, to="varying")
+        params, vectors = lax.pcast((params, vectors), axis_name, to="varying")
     (loss, (outputs, hooks, target_hooks)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
         params
     )

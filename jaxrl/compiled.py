@@ -85,7 +85,8 @@ def compile_functions(agent: Agent, config: AtariConfig, mesh: Mesh, key: jax.Ar
                 out_shardings=(split, replicated, split, replicated),
                 compiler_options=options,
             ),
-            jax.device_put(key, replicated),
+            # device_put cannot spread a typed key over several processes.
+            jax.jit(lambda key: key, out_shardings=replicated)(key),
         ),
         learn=jax.jit(
             learn,
@@ -117,7 +118,8 @@ def place(arrays: T, sharding: NamedSharding, axis: int) -> T:
         shape = (*leaf.shape[:axis], leaf.shape[axis] * processes, *leaf.shape[axis + 1 :])
         return jax.make_array_from_process_local_data(sharding, leaf, shape)
 
-    return jax.tree.map(join, arrays)
+    with jax.transfer_guard_host_to_device("allow"):  # joining counts as implicit, to JAX
+        return jax.tree.map(join, arrays)
 
 
 def push(stack: jax.Array, frame: jax.Array, first: jax.Array) -> jax.Array:
@@ -131,7 +133,7 @@ def local_rows(array: jax.Array) -> np.ndarray:
     if array.is_fully_addressable:
         return np.asarray(jax.device_get(array))
     shards = sorted(array.addressable_shards, key=lambda shard: shard.index[0].start or 0)
-    return np.concatenate([np.asarray(shard.data) for shard in shards])
+    return np.concatenate(jax.device_get([shard.data for shard in shards]))
 
 
 def local_copy(array: jax.Array) -> jax.Array:

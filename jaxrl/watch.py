@@ -8,7 +8,6 @@ import functools
 import importlib.resources
 import math
 import re
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +18,8 @@ from jaxrl.agent import Agent, AgentState
 from jaxrl.config import AtariConfig
 from jaxrl.envs import make_atari
 from jaxrl.evaluate import Policy
+from jaxrl.film import FPS, Film
 
-FPS = 15  # a console shows 60 frames a second, of which an agent step is four
-
-# ffmpeg's options per ending. Each frame of a GIF has its own palette, so that a film of any length
-# is a stream; few colours mean that nothing is dithered.
-_PALETTES = "split[a][b];[a]palettegen=stats_mode=single[p];[b][p]paletteuse=new=1:dither=none"
-_ENCODERS = {
-    ".gif": ("-filter_complex", _PALETTES, "-f", "gif"),
-    ".mp4": ("-vcodec", "libx264", "-pix_fmt", "yuv420p", "-crf", "18", "-f", "mp4"),
-}
 _DIRECTIONS = ("UP", "RIGHT", "LEFT", "DOWN", "UPRIGHT", "UPLEFT", "DOWNRIGHT", "DOWNLEFT")
 _ALL_ACTIONS = ("NOOP", "FIRE", *_DIRECTIONS, *(f"{name}FIRE" for name in _DIRECTIONS))
 
@@ -54,15 +45,12 @@ def watch(
       ImportError: Pillow or imageio-ffmpeg is not installed.
       OSError: the film can't be written; the message is ffmpeg's.
     """
-    out = Path(out)
-    if out.suffix.lower() not in _ENCODERS:
-        raise ValueError(f"the film must end in {' or '.join(_ENCODERS)}, found {out.name!r}")
     if steps < 1:
         raise ValueError(f"steps must be at least 1, found {steps}")
-    panel, film = _Panel(agent, config), _Film(out)
+    panel, film = _Panel(agent, config), Film(Path(out))
     policy = Policy(agent, state, config.evaluate_epsilon, 1, seed)
     env = make_atari(config.game, 1, protocol=config.protocol, training=False, seed=seed)
-    now = env.reset()
+    now, score = env.reset(), 0.0
     with contextlib.closing(env), film:
         for step in range(steps + 1):
             action = int(policy(now.frame, now.first)[0])
@@ -215,59 +203,8 @@ class _Panel:
         return 0 if heights is None else self.PLOT // heights.shape[1] // 2
 
 
-class _Film:
-    """A file that ffmpeg encodes from frames; under its own name only when it is whole."""
-
-    def __init__(self, path: Path):
-        try:
-            import imageio_ffmpeg
-        except ImportError as error:
-            message = "a film needs imageio-ffmpeg: pip install 'fourfold[rl]'"
-            raise ImportError(message) from error
-        self._program = imageio_ffmpeg.get_ffmpeg_exe()
-        self._path = path
-        self._draft = path.with_name(f".{path.name}.unfinished")
-        self._encoder: subprocess.Popen | None = None
-
-    def __enter__(self) -> _Film:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        return self
-
-    def write(self, frame: np.ndarray, times: int = 1) -> None:
-        """Appends a frame, uint8 `(H, W, 3)`; all of one size."""
-        if self._encoder is None:
-            size = f"{frame.shape[1]}x{frame.shape[0]}"
-            source = f"-f rawvideo -pix_fmt rgb24 -s {size} -r {FPS} -i -".split()
-            encode = [*_ENCODERS[self._path.suffix.lower()], str(self._draft)]
-            self._encoder = subprocess.Popen(
-                [self._program, "-loglevel", "error", "-y", *source, *encode],
-                stdin=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-            )
-        try:
-            self._encoder.stdin.write(frame.tobytes() * times)  # pyright: ignore[reportOptionalMemberAccess]
-        except BrokenPipeError:
-            self._finish()
-            raise
-
-    def _finish(self) -> None:
-        if self._encoder is not None:
-            encoder, self._encoder = self._encoder, None
-            _, said = encoder.communicate()
-            if encoder.returncode:
-                raise OSError(f"ffmpeg could not write {self._path}: {said.decode().strip()}")
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
-            self._finish()
-            if kind is None:
-                self._draft.replace(self._path)
-        finally:
-            self._draft.unlink(missing_ok=True)
-
-
 def _round_up(value: float) -> float:
-    """The next of 0.1, 0.2, 0.5, 1, 2, 5, …"""
+    """Rounds up to 0.1, 0.2, 0.5, 1, 2, 5 and so on."""
     unit = 10.0 ** math.floor(math.log10(max(value, 0.1)))
     return next(unit * step for step in (1, 2, 5, 10) if value <= unit * step)
 

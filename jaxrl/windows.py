@@ -104,7 +104,7 @@ def stack_frames(batch: FrameBatch) -> Transition:
     )
 
 
-def _shown(first: Array) -> Array:
+def _shown(first: Array) -> Any:
     """Which frames of stacks with these `first` flags `(B, stack)` show: no game opens later."""
     later = np.triu(np.ones((first.shape[1],) * 2, bool), k=1)
     return ~(first[:, None, :] & later[None]).any(axis=-1)
@@ -138,8 +138,8 @@ def window_rows(row: Array, rows: int, stack: int, n_step: int) -> Array:
     return (row[:, None] + columns[None]) % rows
 
 
-def startable(flags: Array, offset: Array, size: Any, stack: int, n_step: int) -> Array:
-    """Whether starts can be sampled, bool `(B,)`.
+def startable(flags: Array, offset: Array, size: Any, stack: int, n_step: int) -> Any:
+    """Whether starts can be sampled, bool `(B,)`, NumPy or JAX as its arguments are.
 
     Args:
       flags: uint8 `(B, stack + n_step)`, the windows' flags.

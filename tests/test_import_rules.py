@@ -24,7 +24,7 @@ SOURCES = {
 PARTS = set(SOURCES) - {"fourfold"}
 
 # Inside a part, a module imports its own layer and those to its left, and never in a circle.
-TOP = ["train train_* compiled evaluate probe chat serve watch", "cli"]
+TOP = ["train train_* compiled evaluate probe chat serve watch film", "cli"]
 LAYERS = {
     "jaxrl": [
         "types",
@@ -68,7 +68,7 @@ PURE = {
 HOMES = {
     "envpool": "jaxrl.envs",
     "pgx": "jaxrl.minatar_env",
-    "imageio": "jaxrl.watch jaxrl.evaluate",
+    "imageio_ffmpeg": "jaxrl.film",
     "tensorflow_datasets": "*.data",
     "grain": "*.data",
     "mlxtend": "*.data",

@@ -17,7 +17,8 @@ SOURCES = {
     "unlearn": ROOT / "unlearn",
     "dialog": ROOT / "dialog",
 }
-MAY_CONFIGURE_JAX = "fourfold.runtime.mesh fourfold.cli *.cli"
+# Programs, which own their process; never at import.
+MAY_CONFIGURE_JAX = "fourfold.runtime.mesh fourfold.claims.* fourfold.cli *.cli"
 
 # Calls that only wrap or register a function or a class, and so do no work at import.
 WRAPPERS = (
@@ -164,7 +165,7 @@ def run(code: str, **env: str) -> str:
 
 
 EXTRAS = (
-    "envpool pgx imageio tensorflow_datasets grain mlxtend sklearn jax_privacy "
+    "envpool pgx imageio_ffmpeg tensorflow_datasets grain mlxtend sklearn jax_privacy "
     "dp_accounting transformers tokenizers safetensors huggingface_hub tensorboardX wandb torch"
 ).split()
 BLOCK = f"""

@@ -68,12 +68,12 @@ def test_no_init_under_tests():
     assert [p for p in (ROOT / "tests").rglob("__init__.py")] == []
 
 
-def test_test_files_have_unique_homes():
-    """Fixtures that tests share live in conftest.py, since test folders are no packages."""
+def test_tests_import_no_helpers():
+    """What they share lives in conftest.py: their folders are no packages. A worker is run."""
     stray = [
         str(p.relative_to(ROOT))
         for p in (ROOT / "tests").rglob("*.py")
-        if not (p.name.startswith("test_") or p.name == "conftest.py")
+        if not (p.name.startswith("test_") or p.name.endswith(("_worker.py", "conftest.py")))
     ]
     assert stray == []
 

@@ -1,4 +1,4 @@
-"""A MinAtar run that is stopped, however rudely, ends where an undisturbed one ends, bit for bit."""
+"""A MinAtar run that is stopped ends where an undisturbed one ends, bit for bit."""
 
 import hashlib
 import json
@@ -110,7 +110,7 @@ def test_stopped_and_killed_and_resumed_is_undisturbed(tmp_path):
     interrupt(process, broken, signal.SIGTERM, 300)
     farewell = finish(process)  # exit status 0
     assert "SIGTERM" in farewell and "Resume: " in farewell
-    assert newest(broken) < CONFIG.steps, "the run was over before it was stopped: make it longer"
+    assert newest(broken) < CONFIG.steps, "over before it was stopped: make the run longer"
     assert Checkpoints(broken / "checkpoints").latest() == newest(broken)
 
     for more in (400, 900):
@@ -118,9 +118,7 @@ def test_stopped_and_killed_and_resumed_is_undisturbed(tmp_path):
         interrupt(process, broken, signal.SIGKILL, more)
         process.communicate(timeout=60)
         assert process.returncode == -signal.SIGKILL
-        assert newest(broken) < CONFIG.steps, (
-            "the run was over before it was killed: make it longer"
-        )
+        assert newest(broken) < CONFIG.steps, "over before it was killed: make the run longer"
     finish(start(broken, cache, "--resume"))
 
     assert final_bytes(broken) == final_bytes(whole)
