@@ -31,7 +31,7 @@ Result = dict[str, np.ndarray]
 
 
 SCALES = {
-    "laptop": Plan(("breakout",), 6, 50_000, 2_500, 1_000, Exploration(1_000, 15_000, 0.01)),
+    "laptop": Plan(("breakout",), 6, 40_000, 2_000, 1_000, Exploration(1_000, 12_000, 0.01)),
     "gpu": Plan(
         ("asterix", "breakout", "space_invaders"),
         10,

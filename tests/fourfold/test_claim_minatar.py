@@ -66,7 +66,7 @@ def test_an_unknown_scale_is_refused(tmp_path):
 def test_measures_against_brute_force():
     config = AgentConfig(spectral=("-2",), num_atoms=3)
     agent = agents.make(config, networks.minatar_net(2, 3, convs=(2,), hidden=(5,)))
-    learner = agents.init(agent, jax.random.key(0), (10, 10, 4))
+    learner = jax.jit(lambda key: agents.init(agent, key, (10, 10, 4)))(jax.random.key(0))
     pairs = np.random.default_rng(0).random((20, 2, 10, 10, 4)) < 0.1
     pairs[3, 1] = pairs[3, 0]  # left out, or it would divide by 0
     got = smoothness.measure(agent, learner, pairs)

@@ -60,6 +60,7 @@ def plain():
     plan = CONFIG.exploration
     env_step, observe = jax.jit(env.step), jax.jit(env.observe)
     add = jax.jit(device_replay.add)
+    start = jax.jit(lambda key: agents.init(agent, key, env.obs_shape))
     act = jax.jit(functools.partial(agents.act, agent))
     sample = functools.partial(device_replay.sample, batch_size=4, stack=1, discount=0.99)
 
@@ -71,7 +72,7 @@ def plain():
     def play(seed, rate):
         key = jax.random.fold_in(jax.random.key(CONFIG.seed), seed)
         agent_key, env_key = jax.random.split(jax.random.fold_in(key, 0))
-        state, game = agents.init(agent, agent_key, env.obs_shape), env.init(env_key)
+        state, game = start(agent_key), jax.jit(env.init)(env_key)
         replay = device_replay.init(CONFIG.replay_capacity, 1, env.obs_shape, bool, stack=1)
         warm_key, train_key = jax.random.fold_in(key, 1), jax.random.fold_in(key, 2)
         first, losses, yes, no = jnp.array([True]), [], jnp.array([True]), jnp.array([False])

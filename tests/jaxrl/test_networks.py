@@ -1,5 +1,7 @@
 """Networks: convolutions against brute force, hooks against materialised weights, `u` in time."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,8 +22,23 @@ def observations(seed=0, shape=OBS):
     return np.random.default_rng(seed).integers(0, 256, shape).astype(np.uint8)
 
 
+@functools.cache
 def init(net, seed=0, shape=OBS):
+    # Eager: compiling all of the random draws together takes longer.
     return net.init(jax.random.key(seed), jnp.zeros(shape, jnp.uint8), train=True)
+
+
+def evaluate(net, variables, obs):
+    """A forward in evaluation mode."""
+    return jax.jit(lambda v, x: net.apply(v, x, train=False))(variables, obs)
+
+
+def train(net, variables, obs):
+    """A forward in training mode: outputs, and the variables with their hooks advanced."""
+    y, mutated = jax.jit(lambda v, x: net.apply(v, x, train=True, mutable=["spectral"]))(
+        variables, obs
+    )
+    return y, {**variables, **mutated}
 
 
 def with_biases(variables, seed=1):
@@ -162,10 +179,9 @@ def test_convolution_errors_name_what_is_allowed():
 
 def test_a_network_is_the_same_under_every_method():
     obs, variables = observations(), with_biases(init(small_net(spectral=("all",))))
-    expected = small_net(spectral=("all",)).apply(variables, obs, train=False)
-    for method in METHODS:
-        net = small_net(spectral=("all",), conv_method=method)
-        got = net.apply(variables, obs, train=False)
+    expected = evaluate(small_net(spectral=("all",)), variables, obs)
+    for method in METHODS[1:]:
+        got = evaluate(small_net(spectral=("all",), conv_method=method), variables, obs)
         np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -226,7 +242,9 @@ def test_shapes(net, obs_shape, outputs, kernels):
     assert got == kernels and tuple(kernels) == net.layer_names
     for layer in variables["params"].values():
         assert layer["bias"].shape == layer["kernel"].shape[-1:]
-    y = jax.eval_shape(lambda variables, obs: net.apply(variables, obs, train=False), variables, obs)
+    y = jax.eval_shape(
+        lambda variables, obs: net.apply(variables, obs, train=False), variables, obs
+    )
     assert y.shape == (5, *outputs) and y.dtype == jnp.float32
 
 
@@ -292,26 +310,33 @@ def test_observations_need_a_batch_axis():
         init(small_net(), shape=OBS[1:])
 
 
-@pytest.mark.parametrize("num_atoms", [5, None])
-@pytest.mark.parametrize("bound", [None, 0.5, 10.0])
-@pytest.mark.parametrize("spec", [(), ("-2",), ("all",), ("-2", "conv2L"), ("conv1",)])
+@pytest.mark.parametrize(
+    ("spec", "bound", "num_atoms"),
+    [
+        ((), None, None),
+        (("-2",), None, 5),
+        (("-2",), 0.5, None),
+        (("-2",), 10.0, 5),
+        (("all",), None, None),
+        (("all",), 0.5, 5),
+        (("-2", "conv2L"), None, 5),
+        (("conv1",), None, 5),
+    ],
+)
 def test_forward_is_that_of_materialised_weights(spec, bound, num_atoms):
     net = small_net(num_atoms, spectral=spec, bound=bound)
     obs, variables = observations(), with_biases(init(net))
-    y, mutated = jax.jit(lambda v, x: net.apply(v, x, train=True, mutable=["spectral"]))(
-        variables, obs
-    )
+    y, after = train(net, variables, obs)
     expected, fresh = net_oracle(net, variables, obs, net.hooks(), bound)
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
-    assert set(mutated.get("spectral", {})) == set(fresh)
+    assert set(after.get("spectral", {})) == set(fresh)
     for name, (sigma, u, v) in fresh.items():
-        hook = mutated["spectral"][name]
+        hook = after["spectral"][name]
         np.testing.assert_allclose(hook["sigma"], sigma, rtol=1e-5)
         np.testing.assert_allclose(np.ravel(hook["u"]), u, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(np.ravel(hook["v"]), v, rtol=1e-4, atol=1e-5)
     # Evaluation with the new vectors: the same function of the input.
-    hold = net.apply({**variables, **mutated}, obs, train=False)
-    np.testing.assert_allclose(hold, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(evaluate(net, after, obs), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_bounds_may_be_traced_and_vmapped():
@@ -358,27 +383,18 @@ def test_div_out_divides_by_the_norms(spec, bound):
     obs = observations()
     net = small_net(spectral=spec, div_out=True, bound=bound)
     variables = with_biases(init(net))
-    y, mutated = net.apply(variables, obs, train=True, mutable=["spectral"])
-    factor = np.prod(
-        [
-            h["sigma"] if bound is None else max(h["sigma"] / bound, 1)
-            for h in mutated["spectral"].values()
-        ]
-    )
-    plain = small_net().apply({"params": variables["params"]}, obs, train=True)
+    y, after = train(net, variables, obs)
+    sigmas = np.array([hook["sigma"] for hook in after["spectral"].values()])
+    factor = np.prod(sigmas if bound is None else np.maximum(sigmas / bound, 1))
+    plain = evaluate(small_net(), {"params": variables["params"]}, obs)
     np.testing.assert_allclose(y, np.asarray(plain) / factor, rtol=1e-5, atol=1e-6)
-    hold = net.apply({**variables, **mutated}, obs, train=False)
-    np.testing.assert_allclose(hold, y, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(evaluate(net, after, obs), y, rtol=1e-5, atol=1e-6)
 
 
 def test_div_out_on_every_layer_without_biases_is_the_normalised_network():
     obs, variables = observations(), init(small_net(spectral=("all",)))
-    divided, _ = small_net(spectral=("all",), div_out=True).apply(
-        variables, obs, train=True, mutable=["spectral"]
-    )
-    normalised, _ = small_net(spectral=("all",)).apply(
-        variables, obs, train=True, mutable=["spectral"]
-    )
+    divided, _ = train(small_net(spectral=("all",), div_out=True), variables, obs)
+    normalised, _ = train(small_net(spectral=("all",)), variables, obs)
     np.testing.assert_allclose(divided, normalised, rtol=1e-4, atol=1e-6)
 
 
@@ -388,14 +404,19 @@ def test_div_out_on_every_layer_without_biases_is_the_normalised_network():
 def test_vectors_advance_once_per_training_forward_and_never_in_evaluation():
     net, obs = small_net(spectral=("-2", "conv2", "headL")), observations()
     variables = init(net)
+
+    @jax.jit
+    def hold(variables):
+        return net.apply(variables, obs, train=False, mutable=["spectral"])
+
     for _ in range(3):
         before = variables["spectral"]
         for _ in range(2):
-            y, held = net.apply(variables, obs, train=False, mutable=["spectral"])
+            y, held = hold(variables)
             assert np.isfinite(y).all()
             assert_identical(held.get("spectral", before), before)
-        _, mutated = net.apply(variables, obs, train=True, mutable=["spectral"])
-        after = mutated["spectral"]
+        _, variables_after = train(net, variables, obs)
+        after = variables_after["spectral"]
         for name in ("fc", "head"):
             kernel = variables["params"][name]["kernel"]
             sigma, u, v = spectral.power_iteration_dense(kernel, before[name]["u"])
@@ -406,14 +427,14 @@ def test_vectors_advance_once_per_training_forward_and_never_in_evaluation():
                 expected,
             )
         assert np.abs(after["conv2"]["u"] - before["conv2"]["u"]).max() > 1e-4
-        variables = {**variables, **mutated}
+        variables = variables_after
 
 
 def test_a_training_forward_without_a_mutable_collection_keeps_it():
     net, obs = small_net(spectral=("all",)), observations()
     variables = init(net)
-    kept = net.apply(variables, obs, train=True)
-    changed, _ = net.apply(variables, obs, train=True, mutable=["spectral"])
+    kept = jax.jit(lambda v: net.apply(v, obs, train=True))(variables)
+    changed, _ = train(net, variables, obs)
     np.testing.assert_allclose(kept, changed, rtol=1e-6, atol=1e-6)
 
 
@@ -431,13 +452,13 @@ def test_the_first_training_forward_starts_from_the_vector_as_drawn():
 def test_evaluation_measures_the_current_kernel_with_the_stored_vectors():
     net, obs = small_net(spectral=("-2",)), observations()
     variables = with_biases(init(net))
-    _, mutated = net.apply(variables, obs, train=True, mutable=["spectral"])
+    _, after = train(net, variables, obs)
     rng = np.random.default_rng(2)
     kernel = np.asarray(variables["params"]["fc"]["kernel"])
     kernel = kernel + rng.normal(size=kernel.shape).astype(np.float32) * 0.1
     params = {**variables["params"], "fc": {**variables["params"]["fc"], "kernel": kernel}}
-    got = net.apply({"params": params, **mutated}, obs, train=False)
-    hook = jax.tree.map(lambda x: np.asarray(x, np.float64), mutated["spectral"]["fc"])
+    got = evaluate(net, {**after, "params": params}, obs)
+    hook = jax.tree.map(lambda x: np.asarray(x, np.float64), after["spectral"]["fc"])
     sigma = hook["v"] @ kernel.astype(np.float64) @ hook["u"]
     assert abs(sigma - hook["sigma"]) > 1e-3
     materialised = {**params, "fc": {**params["fc"], "kernel": kernel / sigma}}
@@ -454,7 +475,7 @@ def test_nature_network_follows_torch(method):
     net = networks.nature_net(6, conv_method=method)
     obs = observations(shape=(2, 84, 84, 4))
     variables = with_biases(init(net, shape=(1, 84, 84, 4)))
-    got = jax.jit(lambda v, x: net.apply(v, x, train=True))(variables, obs)
+    got = evaluate(net, variables, obs)
 
     def tensor(array):
         return torch.from_numpy(np.array(array))

@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CONFIG = MinAtarConfig(
     agent=AgentConfig(spectral=("-2L",), scheduler="div_grad", num_atoms=5),
     exploration=Exploration(warmup=200, end_step=1_000),
-    steps=12_000,
+    steps=9_000,
     num_seeds=2,
     convs=(2,),
     hidden=(8,),
@@ -32,7 +32,7 @@ CONFIG = MinAtarConfig(
     target_period=120,
     replay_capacity=300,
     log_every=100,
-    checkpoint_every=300,
+    checkpoint_every=500,
 )
 WORKER = """
 import json, sys

@@ -13,22 +13,13 @@ import pytest
 pytest.importorskip("envpool")
 
 from fourfold.runtime.checkpoint import Checkpoints, DiskFullError  # noqa: E402
-from jaxrl import config_io, evaluate, loop, networks, train  # noqa: E402
+from jaxrl import config_io, evaluate, loop, train  # noqa: E402
 from jaxrl.config import AgentConfig, AtariConfig, Exploration  # noqa: E402
 from jaxrl.envs import make_atari  # noqa: E402
 from jaxrl.types import TimeStep  # noqa: E402
 from jaxrl.windows import VALID  # noqa: E402
 
-
-@pytest.fixture(autouse=True)
-def small_net(monkeypatch):
-    """Two coarse convolutions and 16 hidden units: seconds less per compilation."""
-
-    def net(actions, atoms, **options):
-        layers = ((4, 8, 8), (8, 4, 4))
-        return networks.ConvNet(actions, atoms, layers, (16,), 1 / 255, **options)
-
-    monkeypatch.setattr(networks, "nature_net", net)
+pytestmark = pytest.mark.usefixtures("small_net", "compiled_once")
 
 
 def tiny(**changes):
@@ -164,7 +155,7 @@ def test_resume_before_the_first_checkpoint_starts_again(tmp_path):
         {"replay": "device"},
         {"game": "Breakout", "protocol": "modern", "n_step": 3, "agent": AgentConfig("dqn")},
         {"agent": AgentConfig("double_dqn", optimizer="rmsprop", td_error="mse"), "num_envs": 1},
-        {"agent": AgentConfig("double_c51", spectral=("allL",), scheduler="mul_eps")},
+        {"agent": AgentConfig("double_c51", spectral=("-1L",), scheduler="mul_eps")},
     ],
     ids=["device", "dqn", "rmsprop", "muleps"],
 )
@@ -182,11 +173,12 @@ def test_variants_train(tmp_path, changes):
 
 @pytest.mark.parametrize("replay", ["host", "device"])
 def test_learning_lowers_the_loss(tmp_path, replay):
-    """On targets that stand still, the cross-entropy falls from that of the uniform law."""
-    agent = AgentConfig(learning_rate=3e-3)
-    run(tiny(replay=replay, agent=agent, target_period=4000, steps=480), tmp_path / "run")
+    """A support whose width is that of a reward is learned in a few updates."""
+    agent = AgentConfig(learning_rate=1e-2, num_atoms=5, v_min=-1, v_max=1)
+    config = tiny(replay=replay, agent=agent, discount=0, steps=600, log_every=60)
+    run(config, tmp_path / "run")
     losses = [line["loss"] for line in lines(tmp_path / "run") if "loss" in line]
-    assert abs(losses[0] - np.log(51)) < 0.2 and losses[-1] < losses[0] - 0.05
+    assert np.mean(losses[-3:]) < 0.3 < np.log(5)  # the last is the loss of the uniform law
 
 
 def test_rewards_are_clipped_in_the_replay_and_nowhere_else(tmp_path, saves):
