@@ -35,7 +35,8 @@ def cpu_options() -> dict[str, str] | None:
     """
     if jax.default_backend() != "cpu":
         return None
-    options = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"}
+    fusions = ("LIBRARY_FUSION_TYPE_DOT", "LIBRARY_FUSION_TYPE_REDUCE")
+    options = {"xla_cpu_experimental_ynn_fusion_type": ",".join(fusions)}
     try:
         jax.jit(lambda x: x, compiler_options=options).lower(0.0).compile()
     except Exception:  # the option is experimental: a jaxlib without it just runs slower
@@ -45,7 +46,7 @@ def cpu_options() -> dict[str, str] | None:
 
 def best_conv_method() -> ConvMethod:
     """Returns how convolutions run best on the default backend; see `networks.conv2d`."""
-    return "mixed" if jax.default_backend() == "cpu" else "direct"
+    return "direct" if jax.default_backend() == "gpu" else "space_to_depth"
 
 
 def compile_functions(agent: Agent, config: AtariConfig, mesh: Mesh, key: jax.Array) -> Functions:

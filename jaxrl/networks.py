@@ -8,7 +8,6 @@ the caller asks for them (`mutable=["spectral"]`); with `train=False` nothing ad
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from typing import Literal, get_args
@@ -22,7 +21,7 @@ from jax.typing import ArrayLike
 from jaxrl import schedulers, spectral
 from jaxrl.types import Array
 
-ConvMethod = Literal["direct", "space_to_depth", "im2col", "mixed"]
+ConvMethod = Literal["direct", "space_to_depth", "im2col"]
 Mode = Literal["normalise", "log"]
 
 _xavier_uniform = nn.initializers.xavier_uniform()
@@ -222,9 +221,7 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int, method: ConvMethod) -> 
     `direct` leaves it to XLA. `space_to_depth` rewrites a strided convolution as one of stride 1
     on blocks of `stride × stride` pixels, which suits wide vector units. `im2col` is a matrix
     product over patches, for small maps inside `lax.scan`, where XLA-CPU runs convolutions ten
-    times slower, and under `vmap` over kernels, where they would become grouped ones. `mixed` is
-    what measures best in one update on XLA-CPU: `direct` forward, and backward whichever of the
-    others is faster for the pass.
+    times slower, and under `vmap` over kernels, where they would become grouped ones.
 
     Args:
       x: float `(B, H, W, in)`.
@@ -241,8 +238,6 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int, method: ConvMethod) -> 
     size = kernel.shape[0]
     if min(x.shape[1:3]) < size:
         raise ValueError(f"a map of {x.shape[1:3]} is smaller than the kernel {kernel.shape[:2]}")
-    if method == "mixed":
-        return _mixed(x, kernel, stride)
     if method == "space_to_depth" and stride > 1 and size % stride == 0:
         rows, cols = ((n - size) // stride * stride + size for n in x.shape[1:3])
         x = _blocks(x[:, :rows, :cols], stride)
@@ -254,26 +249,6 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int, method: ConvMethod) -> 
         return _im2col(x, kernel, stride)
     dims = ("NHWC", "HWIO", "NHWC")
     return lax.conv_general_dilated(x, kernel, (stride, stride), "VALID", dimension_numbers=dims)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _mixed(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    return conv2d(x, kernel, stride, "direct")
-
-
-def _mixed_forward(x: jax.Array, kernel: jax.Array, stride: int):
-    return _mixed(x, kernel, stride), (x, kernel)
-
-
-def _mixed_backward(stride: int, saved: tuple[jax.Array, jax.Array], g: jax.Array):
-    x, kernel = saved
-    to_x: ConvMethod = "space_to_depth" if stride > 1 else "im2col"
-    (dx,) = jax.vjp(lambda x: conv2d(x, kernel, stride, to_x), x)[1](g)
-    (dkernel,) = jax.vjp(lambda k: conv2d(x, k, stride, "space_to_depth"), kernel)[1](g)
-    return dx, dkernel
-
-
-_mixed.defvjp(_mixed_forward, _mixed_backward)
 
 
 def _blocks(x: jax.Array, s: int) -> jax.Array:

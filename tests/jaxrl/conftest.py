@@ -1,5 +1,7 @@
 """What makes tests of whole Atari runs take seconds."""
 
+import subprocess
+
 import jax
 import pytest
 
@@ -36,3 +38,17 @@ def small_net(monkeypatch):
         return networks.ConvNet(actions, atoms, ((4, 12, 12),), (16,), 1 / 255, **options)
 
     monkeypatch.setattr(networks, "nature_net", net)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 24 MB, where the machine allows to mount one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(folder)]
+    try:
+        subprocess.run(command, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"cannot mount a small disk: {error}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)

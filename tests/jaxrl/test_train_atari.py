@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import shutil
-import subprocess
 from types import SimpleNamespace
 
 import jax
@@ -249,19 +248,6 @@ def test_resuming_nothing_lists_what_there_is(tmp_path):
     with pytest.raises(FileNotFoundError, match="does not exist; runs in .*: pong"):
         run(tiny(steps=60), tmp_path / "pogn", resume=True)
     assert not (tmp_path / "pogn").exists()
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", folder], capture_output=True, text=True
-    )
-    if mounted.returncode:
-        pytest.skip(f"cannot mount a small disk: {mounted.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
 
 
 def test_a_full_disk_loses_nothing(small_disk, monkeypatch):
