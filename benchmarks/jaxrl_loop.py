@@ -43,7 +43,7 @@ def measure(config: AtariConfig, turns: int, seconds: float) -> tuple[float, flo
     while progress.updates < 50:
         next(lines)
     size = min(functions.largest, max(config.num_envs // config.update_period, 1))
-    batch = memory.draw(size)
+    (batch,) = memory.draw([size])
     loops, updates = [], []
     for _ in range(turns):
         jax.block_until_ready(progress.agent)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -67,7 +68,8 @@ def compile_functions(agent: Agent, config: AtariConfig, mesh: Mesh, key: jax.Ar
         stack = push(stack, frame, first)
         epsilon = agents.epsilon_at(steps, explore.warmup, explore.end_step, explore.end)
         actions, state = agents.act(agent, state, stack, epsilon, jax.random.fold_in(key, steps))
-        return actions, state, stack, steps + jnp.sum(valid, dtype=jnp.int32)
+        # Only what acting changed: whatever else is returned would be copied.
+        return actions, state.spectral, stack, steps + jnp.sum(valid, dtype=jnp.int32)
 
     def update(state: AgentState, frames: FrameBatch) -> tuple[AgentState, Metrics]:
         return agents.update(agent, state, stack_frames(frames))
@@ -160,11 +162,13 @@ class HostMemory:
         """See `loop.Memory`."""
         self.replay.add(*row)
 
-    def draw(self, count: int) -> FrameBatch:
-        """See `loop.Memory`."""
-        drawn = [self.replay.sample_frames(self.rng, self._batch) for _ in range(count)]
-        stacked = FrameBatch(*(_stack(leaves) for leaves in zip(*drawn, strict=True)))
-        return place(stacked, self._split, 1)
+    def draw(self, sizes: Sequence[int]) -> list[FrameBatch]:
+        """See `loop.Memory`; all batches are gathered, and cross to the devices, in one go."""
+        count = sum(sizes)
+        drawn = self.replay.sample_frames(self.rng, count * self._batch)
+        stacked = jax.tree.map(lambda x: x.reshape(count, self._batch, *x.shape[1:]), drawn)
+        batches = place(stacked, self._split, 1)
+        return [batches] if len(sizes) == 1 else _cut(batches, tuple(sizes))
 
     def arrays(self) -> dict[str, Any]:
         """What a checkpoint keeps of it."""
@@ -208,8 +212,11 @@ class DeviceMemory:
         """See `loop.Memory`."""
         self.state = self._add(self.state, *jax.device_put(row))
 
-    def draw(self, count: int) -> FrameBatch:
+    def draw(self, sizes: Sequence[int]) -> list[FrameBatch]:
         """See `loop.Memory`."""
+        return [self._draw_one(size) for size in sizes]
+
+    def _draw_one(self, count: int) -> FrameBatch:
         batches, self._drawn = self._draw(self.state, self._key, self._drawn, count=count)
         return batches
 
@@ -239,5 +246,10 @@ def _share(total: int, processes: int, unit: int) -> int:
     return total // processes
 
 
-def _stack(leaves: tuple[np.ndarray, ...]) -> np.ndarray:
-    return leaves[0][None] if len(leaves) == 1 else np.stack(leaves)
+@functools.partial(jax.jit, static_argnums=1)
+def _cut(batches: FrameBatch, sizes: tuple[int, ...]) -> list[FrameBatch]:
+    ends = np.cumsum(sizes).tolist()
+    return [
+        jax.tree.map(lambda x: x[end - size : end], batches)  # noqa: B023
+        for size, end in zip(sizes, ends, strict=True)
+    ]

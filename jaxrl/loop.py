@@ -12,7 +12,7 @@ the metrics, and saves and evaluates between two of them.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -31,8 +31,8 @@ class Memory(Protocol):
         """Stores one row per environment; its fields as for `replay.HostReplay.add`."""
         ...
 
-    def draw(self, count: int) -> Any:
-        """Returns `count` batches for `Functions.learn`, stacked along a leading axis."""
+    def draw(self, sizes: Sequence[int]) -> Sequence[Any]:
+        """Returns an argument of `Functions.learn` per size: so many batches, stacked."""
         ...
 
 
@@ -40,8 +40,8 @@ class Functions(NamedTuple):
     """The compiled functions of a run.
 
     Attributes:
-      act: `(agent_state, stack, frame, first, valid, steps) -> (actions, agent_state, stack,
-        steps)`, where `steps` counts the valid rows of all processes.
+      act: `(agent_state, stack, frame, first, valid, steps) -> (actions, spectral, stack, steps)`,
+        where `steps` counts the valid rows of all processes.
       learn: `(agent_state, batches) -> (agent_state, metrics)`, one update per batch, in order.
       sync: copies the online network to the target network.
       place: host arrays of this process → device arrays split over the mesh.
@@ -104,13 +104,14 @@ def run(
     next_log = steps + config.log_every
     returns: list[float] = []
     learned: dict[str, Any] = {}
-    batches: list[Any] = []
+    batches: Sequence[Any] = []
     while steps < config.steps:
         with jax.transfer_guard("disallow"):  # whatever moves here is meant to
             observed = functions.place((now.frame, now.first, now.valid))
-            actions_on_device, progress.agent, stack, progress.steps = functions.act(
+            actions_on_device, hooks, stack, progress.steps = functions.act(
                 progress.agent, stack, *observed, progress.steps
             )
+            progress.agent = dataclasses.replace(progress.agent, spectral=hooks)
             actions = functions.fetch(actions_on_device)
             for batch in batches:
                 progress.agent, learned = functions.learn(progress.agent, batch)
@@ -122,10 +123,8 @@ def run(
             memory.add(*_row(now, actions, after))
             steps = int(jax.device_get(progress.steps))
             due = max(steps - config.exploration.warmup, 0) // config.update_period
-            batches = [
-                memory.draw(size)
-                for size in _sizes(due - progress.updates, config, functions, progress)
-            ]
+            sizes = _sizes(due - progress.updates, config, functions, progress)
+            batches = memory.draw(sizes) if sizes else []
         finished = after.episode_return[after.episode_over]
         progress.games += len(finished)
         returns.extend(finished.tolist())
