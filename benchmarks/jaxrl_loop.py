@@ -5,7 +5,7 @@ the bare update take turns, a few seconds each; the share is the loop's agent st
 those that the update alone would allow (4 per update). Dopamine 4.1.2 runs in an environment of
 its own (`benchmarks/peers/dopamine_c51.py --install`), before and after.
 
-    python benchmarks/jaxrl_loop.py [--quick] [--num-envs 8] [--replay host|device]
+    python benchmarks/jaxrl_loop.py [--quick] [--num-envs 16] [--replay host|device]
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def main() -> None:
     """Prints the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="two minutes at most")
-    parser.add_argument("--num-envs", type=int, default=8)
+    parser.add_argument("--num-envs", type=int, default=16)
     parser.add_argument("--replay", choices=("host", "device"), default="host")
     args = parser.parse_args()
     turns, seconds = (4, 3.0) if args.quick else (10, 5.0)

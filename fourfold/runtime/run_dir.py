@@ -136,7 +136,7 @@ class RunDir:
             state = "has no config.json" if run.path.exists() else "does not exist"
             beside = f"runs in {run.path.parent}: {_some(runs) if runs else 'none'}"
             within = f"; runs inside it: {_some(inside)}" if inside else ""
-            raise FileNotFoundError(f"no run to resume: {run.path} {state}; {beside}{within}")
+            raise FileNotFoundError(f"no run: {run.path} {state}; {beside}{within}")
         if config is not None:
             lines = differences(run.saved_config(), json.loads(json.dumps(to_json(config))), free)
             if lines:
