@@ -190,7 +190,9 @@ def learner(name, devices):
     config = AtariConfig(agent=CONFIGS[name], exploration=Exploration(warmup=8, end_step=16))
     functions = compiled.compile_functions(make(name), config, mesh, jax.random.key(1))
     place = functools.partial(compiled.place, sharding=compiled.split_second(mesh), axis=1)
-    return functions, jax.device_put(start(name), meshes.replicated(mesh)), place, mesh
+    # A copy: on one device, placing shares the memory that `learn` then takes for itself.
+    own = jax.tree.map(jnp.copy, start(name))
+    return functions, jax.device_put(own, meshes.replicated(mesh)), place, mesh
 
 
 def test_one_call_of_learn_takes_several_batches_on_any_mesh():
@@ -223,7 +225,8 @@ def test_acting_is_the_same_on_any_mesh():
             first, valid = np.full(ROWS, i == 0), rng.random(ROWS) < 0.6
             with jax.transfer_guard("disallow"):
                 observed = functions.place((frame, first, valid))
-                chosen, state, stack, steps = functions.act(state, stack, *observed, steps)
+                chosen, hooks, stack, steps = functions.act(state, stack, *observed, steps)
+                state = dataclasses.replace(state, spectral=hooks)
                 actions.append(functions.fetch(chosen))
         return np.stack(actions), jax.device_get((state.spectral, stack, steps))
 

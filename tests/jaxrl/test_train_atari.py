@@ -311,6 +311,11 @@ class ScriptedEnv:
         return self.steps[-1]
 
 
+@dataclasses.dataclass(frozen=True)
+class Hooked:
+    spectral: int
+
+
 @pytest.mark.parametrize("largest", [1, 64])
 @pytest.mark.parametrize("num_envs", [1, 3, 8, 64])
 def test_the_loop_keeps_its_accounts(num_envs, largest):
@@ -327,23 +332,25 @@ def test_the_loop_keeps_its_accounts(num_envs, largest):
 
     def act(agent, stack, frame, first, valid, steps):
         acted.append(np.arange(num_envs) + len(acted))
-        return acted[-1], agent, stack, steps + int(valid.sum())
+        return acted[-1], agent.spectral + 1, stack, steps + int(valid.sum())
 
-    def learn(agent, batch):
-        events.extend(["update"] * len(batch))
+    def learn(agent, batches):
+        assert agent.spectral == len(acted)  # what acting advanced is what learning starts from
+        events.extend(["update"] * len(batches))
         return agent, {"loss": 0.0}
 
     def sync(agent):
         events.append("sync")
         return agent
 
+    def draw(sizes):
+        drawn.append(list(sizes))
+        return [np.zeros(size) for size in sizes]
+
     drawn = []
-    memory = SimpleNamespace(
-        add=lambda *row: rows.append(row),
-        draw=lambda count: drawn.append(count) or np.zeros(count),
-    )
+    memory = SimpleNamespace(add=lambda *row: rows.append(row), draw=draw)
     functions = loop.Functions(act, learn, sync, lambda x: x, lambda x: x, largest)
-    progress = loop.Progress(agent=None, steps=0)
+    progress = loop.Progress(Hooked(spectral=0), steps=0)
     seen, logged = [], []
     for line in loop.run(config, env, memory, functions, None, progress):
         before = seen[-1] if seen else 0
@@ -351,7 +358,7 @@ def test_the_loop_keeps_its_accounts(num_envs, largest):
         now, after = env.steps[-2], env.steps[-1]
         assert line["step"] == before + now.valid.sum() == progress.steps
         # Every batch that is due is drawn now, and learned from in the next iteration.
-        assert sum(drawn) == max(line["step"] - warmup, 0) // period
+        assert sum(map(sum, drawn)) == max(line["step"] - warmup, 0) // period
         assert progress.updates == events.count("update") == max(before - warmup, 0) // period
         frame, action, reward, terminal, truncated, first, valid = rows[-1]
         assert frame is now.frame and first is now.first and valid is now.valid
@@ -361,7 +368,8 @@ def test_the_loop_keeps_its_accounts(num_envs, largest):
         if len(line) > 1:
             logged.append(line)
     assert seen[-1] >= config.steps > seen[-2]
-    assert all(size <= largest and size & (size - 1) == 0 for size in drawn)
+    sizes = [size for call in drawn for size in call]
+    assert all(1 <= size <= largest and size & (size - 1) == 0 for size in sizes)
     # A target sync after every target_period / update_period updates, wherever calls end.
     every, updates = target // period, events.count("update")
     expected = ["update"] * updates
