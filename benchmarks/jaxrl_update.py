@@ -60,14 +60,15 @@ def our_update(
     state = agents.init(agent, jax.random.key(0), (84, 84, 4))
     options = cpu_options() if tuned else None
     update = jax.jit(
-        lambda state: agents.update(agent, state, transitions),
+        lambda state, transitions: agents.update(agent, state, transitions),
         donate_argnums=0,
         compiler_options=options,
     )
 
     def step() -> jax.Array:
         nonlocal state
-        state, metrics = update(state)
+        # An argument, as in training: of a constant, XLA could do part of the work beforehand.
+        state, metrics = update(state, transitions)
         return metrics["loss"]
 
     return step
