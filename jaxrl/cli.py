@@ -1,4 +1,4 @@
-"""The command line `jaxrl train | evaluate | watch | presets | games`."""
+"""The command line `jaxrl train | evaluate | watch | scores | presets | games`."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import tyro
 
 from fourfold.runtime import mesh
 from jaxrl import presets
 from jaxrl.config import AtariConfig, MinAtarConfig
+
+T = TypeVar("T")
+MINATAR_STEPS, MINATAR_EPSILON = 10_000, 0.001  # of an evaluation, for each agent
 
 _USAGE = """usage: jaxrl COMMAND [OPTIONS]
 
@@ -23,6 +26,7 @@ _USAGE = """usage: jaxrl COMMAND [OPTIONS]
              jaxrl train --out DIR --resume
   evaluate   the paper's evaluation of a run's checkpoint
   watch      a GIF or MP4 of a run's agent at play
+  scores     evaluated Atari runs beside published C51 and Rainbow: jaxrl scores runs/*
   presets    the named configurations, with what to expect of them
   games      the Atari games that are installed
 
@@ -72,11 +76,11 @@ class Evaluate:
     checkpoint: int | None = None
     """Agent step of the checkpoint; unset: the newest."""
     steps: int | None = None
-    """Agent steps to play; unset: as configured (the paper's 125,000)."""
+    """Agent steps to play; unset: as configured (the paper's 125,000), on MinAtar 10,000."""
     epsilon: float | None = None
-    """Probability of a random action, in [0, 1]; unset: as configured (the paper's 0.001)."""
+    """Probability of a random action, in [0, 1]; unset: as configured, on MinAtar 0.001."""
     num_envs: int = 8
-    """Games side by side."""
+    """Games side by side; on MinAtar those of each agent."""
     seed: int = 0
     """Of the games."""
 
@@ -97,6 +101,20 @@ class Watch:
     """Probability of a random action, in [0, 1]; unset: as configured."""
     seed: int = 0
     """Of the game."""
+    member: int = 0
+    """On MinAtar: which agent of the run, from 0; seeds vary fastest."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """Set evaluated Atari runs beside published scores of the same games."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders of the runs; several seeds of a game are averaged."""
+    best: bool = False
+    """Take each run's best evaluation, as the published tables do, in place of its last."""
+    json: bool = False
+    """Print JSON lines in place of tables."""
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -106,6 +124,7 @@ def main(args: Sequence[str] | None = None) -> None:
         "train": _train,
         "evaluate": _evaluate,
         "watch": _watch,
+        "scores": _scores,
         "presets": _presets,
         "games": _games,
     }
@@ -147,33 +166,71 @@ def _train(words: list[str]) -> None:
 
 def _evaluate(words: list[str]) -> None:
     given = tyro.cli(Evaluate, args=words, prog="jaxrl evaluate")
-    from jaxrl.evaluate import evaluate
-    from jaxrl.train import load_agent
+    from jaxrl.load import load_agent
 
     loaded = load_agent(given.run, given.checkpoint)
-    config = _override(loaded.config, evaluate_steps=given.steps, evaluate_epsilon=given.epsilon)
-    scores = evaluate(
-        loaded.agent, loaded.state, config, num_envs=given.num_envs, seed=given.seed, progress=True
-    )
-    report = {"game": config.game, "checkpoint": loaded.step, **scores.metrics()}
-    print(json.dumps({**report, "returns": scores.returns.tolist()}))
+    report = {"game": loaded.config.game, "checkpoint": loaded.step}
+    options: Any = {"num_envs": given.num_envs, "seed": given.seed, "progress": True}
+    if isinstance(loaded.config, AtariConfig):
+        from jaxrl.evaluate import evaluate
+
+        changes = {"evaluate_steps": given.steps, "evaluate_epsilon": given.epsilon}
+        config = _override(loaded.config, **changes)
+        scores = evaluate(loaded.agent, loaded.state, config, **options)
+        report |= {**scores.metrics(), "returns": scores.returns.tolist()}
+    else:
+        from jaxrl import evaluate_minatar
+
+        options["steps"] = _or(given.steps, MINATAR_STEPS)
+        options["epsilon"] = _or(given.epsilon, MINATAR_EPSILON)
+        config = loaded.config
+        returns = evaluate_minatar.evaluate(loaded.agent, loaded.state, config.game, **options)
+        means = [float(r.mean()) for r in returns]
+        report |= {"evaluation/return": sum(means) / len(means), "agents": means}
+        report |= {"evaluation/games": [len(r) for r in returns]}
+    print(json.dumps(report))
 
 
 def _watch(words: list[str]) -> None:
     given = tyro.cli(Watch, args=words, prog="jaxrl watch")
-    from jaxrl.train import load_agent
-    from jaxrl.watch import watch
+    import jax
+
+    from jaxrl import watch
+    from jaxrl.load import load_agent
 
     loaded = load_agent(given.run, given.checkpoint)
-    config = _override(loaded.config, evaluate_epsilon=given.epsilon)
-    score = watch(loaded.agent, loaded.state, config, given.out, steps=given.steps, seed=given.seed)
+    agent, state = loaded.agent, loaded.state
+    if isinstance(loaded.config, AtariConfig):
+        config = _override(loaded.config, evaluate_epsilon=given.epsilon)
+        scene = watch.atari_scene(agent, config)
+        moments = watch.atari_moments(agent, state, config, seed=given.seed)
+    else:
+        game, count = loaded.config.game, state.updates.shape[0]
+        if not 0 <= given.member < count:
+            raise ValueError(f"member must be in 0..{count - 1}, found {given.member}")
+        epsilon = _or(given.epsilon, MINATAR_EPSILON)
+        one = jax.tree.map(lambda x: x[given.member], state)
+        scene = watch.minatar_scene(game, agent.config, epsilon)
+        moments = watch.minatar_moments(agent, one, game, epsilon=epsilon, seed=given.seed)
+    score = watch.watch(scene, moments, given.out, steps=given.steps)
     print(f"{given.out}: {score:g} points")
+
+
+def _scores(words: list[str]) -> None:
+    given = tyro.cli(Scores, args=words, prog="jaxrl scores")
+    from jaxrl import compare
+
+    tables = compare.compare(given.runs, best=given.best)
+    if given.json:
+        print(compare.to_json(tables))
+    else:
+        compare.show(tables)
 
 
 def _presets(words: list[str]) -> None:
     _no_options("presets", words)
     for name, preset in presets.presets().items():
-        print(f"{name:22} {preset.expect}")
+        print(f"{name}\n  {preset.command(name)}\n  {preset.run_time}\n  {preset.expect}")
 
 
 def _games(words: list[str]) -> None:
@@ -208,6 +265,10 @@ def _saved_config(words: list[str]) -> AtariConfig | MinAtarConfig:
 def _override(config: AtariConfig, **changes: Any) -> AtariConfig:
     given = {name: value for name, value in changes.items() if value is not None}
     return dataclasses.replace(config, **given)
+
+
+def _or(given: T | None, default: T) -> T:
+    return default if given is None else given
 
 
 def _no_options(command: str, words: list[str]) -> None:

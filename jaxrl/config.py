@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
@@ -152,6 +153,27 @@ class AtariConfig:
 
 
 @dataclass(frozen=True)
+class Sweep:
+    """Hyper-parameters to train side by side: every combination, each with all seeds."""
+
+    learning_rate: tuple[float, ...] = ()
+    """Step sizes; unset: the agent's own. The paper's range is 1e-5 to 2.15e-3."""
+    eps: tuple[float, ...] = ()
+    """The optimiser's epsilons; unset: the agent's own. The paper's range is 1e-4 to 1e-2."""
+    bound: tuple[float, ...] = ()
+    """k of W/max(σ/k, 1); unset: the agent's own."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError where a value is not above 0, or is there twice."""
+        for field in dataclasses.fields(self):
+            values = getattr(self, field.name)
+            if any(not value > 0 for value in values) or len(set(values)) < len(values):
+                raise ValueError(
+                    f"sweep.{field.name} must be different values above 0, found {values}"
+                )
+
+
+@dataclass(frozen=True)
 class MinAtarConfig:
     """Training on a MinAtar game, wholly on the device and vmapped over seeds."""
 
@@ -163,6 +185,8 @@ class MinAtarConfig:
     """Agent steps (here: frames) in all, per seed."""
     num_seeds: int = 1
     """Independent agents trained at once, in one program."""
+    sweep: Sweep = Sweep()
+    """Hyper-parameters trained at once, in the same program."""
     convs: tuple[int, ...] = (16,)
     """Channels of each 3×3 convolution."""
     hidden: tuple[int, ...] = (128,)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from jaxrl.config import AgentConfig, AtariConfig, Exploration, MinAtarConfig
+from jaxrl.config import AgentConfig, AtariConfig, Exploration, MinAtarConfig, Sweep
 
 _KINDS = {"atari": AtariConfig, "minatar": MinAtarConfig}
-_NESTED = {"agent": AgentConfig, "exploration": Exploration}
+_NESTED = {"agent": AgentConfig, "exploration": Exploration, "sweep": Sweep}
 
 
 def to_json(config: AtariConfig | MinAtarConfig) -> dict[str, Any]:
@@ -28,7 +28,8 @@ def from_json(data: dict[str, Any]) -> AtariConfig | MinAtarConfig:
     if kind not in _KINDS:
         raise ValueError(f"kind must be one of {sorted(_KINDS)}, found {kind!r}")
     for name, cls in _NESTED.items():
-        fields[name] = _make(cls, fields.get(name, {}))
+        if name in fields:
+            fields[name] = _make(cls, fields[name])
     return _make(_KINDS[kind], fields)
 
 

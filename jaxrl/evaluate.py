@@ -10,6 +10,7 @@ import numpy as np
 
 from fourfold.runtime.progress import Progress
 from jaxrl import agent as agents
+from jaxrl import scores
 from jaxrl.agent import Agent, AgentState
 from jaxrl.compiled import STACK, cpu_options, local_copy, push
 from jaxrl.config import AtariConfig
@@ -25,15 +26,23 @@ class Scores:
     Attributes:
       returns: float32 `(games,)`, unclipped returns of the full games, in order of their ends.
       steps: agent steps played.
+      game: its name.
     """
 
     returns: np.ndarray
     steps: int
+    game: str
 
     def metrics(self) -> dict[str, float]:
-        """Returns the lines for the log."""
+        """Returns the lines for the log; the human-normalised score (%) where humans played."""
+        mean = float(self.returns.mean())
+        name, normalised = scores.canonical_name(self.game), {}
+        if name in scores.games():
+            score = float(scores.human_normalised(name, mean))
+            normalised = {"evaluation/human_normalised": score}
         return {
-            "evaluation/return": float(self.returns.mean()),
+            "evaluation/return": mean,
+            **normalised,
             "evaluation/std": float(self.returns.std()),
             "evaluation/games": len(self.returns),
             "evaluation/steps": self.steps,
@@ -84,7 +93,7 @@ def evaluate(
             bar.update(steps, {"games": len(returns), "return": float(np.mean(returns))})
     bar.close()
     env.close()
-    return Scores(np.asarray(returns, np.float32), steps)
+    return Scores(np.asarray(returns, np.float32), steps, config.game)
 
 
 class Policy:

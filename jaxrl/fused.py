@@ -25,7 +25,7 @@ from jaxrl import agent as agents
 from jaxrl import device_replay, minatar_env, networks
 from jaxrl.agent import Agent
 from jaxrl.config import MinAtarConfig
-from jaxrl.fused_state import Carry, Hyper, Row, Totals, axes, hyper_of, seed_keys
+from jaxrl.fused_state import Carry, Hyper, Row, Totals, agents_of, axes, hyper_of, seed_keys
 from jaxrl.minatar_env import MinAtar
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "Hyper",
     "Row",
     "Totals",
+    "agents_of",
     "axes",
     "hyper_of",
     "init",
@@ -70,7 +71,7 @@ def init(config: MinAtarConfig, key: jax.Array, hyper: Hyper) -> Carry:
     """Returns a fresh agent before a fresh game, at step 0.
 
     Args:
-      config: the configuration; `num_seeds` and `seed` aren't used here.
+      config: the configuration; `num_seeds`, `sweep` and `seed` aren't used here.
       key: of this agent.
       hyper: its hyper-parameters.
     """

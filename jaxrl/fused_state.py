@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import NamedTuple
 
 import jax
@@ -84,6 +85,28 @@ def seed_keys(config: MinAtarConfig) -> jax.Array:
     """Returns the keys `(num_seeds,)` of the seeds; that of seed s is the same for any number."""
     key = jax.random.key(config.seed)
     return jax.vmap(lambda s: jax.random.fold_in(key, s))(jnp.arange(config.num_seeds))
+
+
+def agents_of(config: MinAtarConfig) -> tuple[jax.Array, Hyper]:
+    """Returns a key and hyper-parameters for each agent of a run, leaves `(A,)`.
+
+    The agents are the combinations of `config.sweep`, learning rates outermost, times the seeds,
+    which vary fastest; all combinations share the seeds' keys.
+    """
+    sweep, agent = config.sweep, config.agent
+    bounds: tuple[float | None, ...] = sweep.bound or (agent.bound,)
+    grid = list(
+        itertools.product(
+            sweep.learning_rate or (agent.learning_rate,), sweep.eps or (agent.eps,), bounds
+        )
+    )
+    columns = [
+        None if None in column else jnp.repeat(jnp.asarray(column, jnp.float32), config.num_seeds)
+        for column in zip(*grid, strict=True)
+    ]
+    keys = seed_keys(config)
+    index = jnp.tile(jnp.arange(config.num_seeds), len(grid))
+    return keys[index], Hyper(*columns)  # pyright: ignore[reportArgumentType]
 
 
 def axes(carry: Carry) -> Carry:

@@ -173,7 +173,7 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """Maps `(B, H, W, in)`, bytes or floats, to `(B, (H-size)//stride+1, (W-size)//stride+1, features)`."""
+        """Maps `(B, H, W, in)`, bytes or floats, to float32 maps as `conv2d` does."""
         shape = (self.size, self.size, x.shape[-1], self.features)
         kernel = self.param("kernel", _xavier_uniform, shape)
         bias = self.param("bias", nn.initializers.zeros, (self.features,))

@@ -6,8 +6,9 @@ The yardstick of the field is the median over games of the human-normalised scor
 
 (Mnih et al. 2015, https://doi.org/10.1038/nature14236). It ignores half of the games and has a
 wide error with few seeds, so Agarwal et al. (2021, https://arxiv.org/abs/2108.13264) ask for the
-interquartile mean with a stratified bootstrap interval beside it: `iqm_interval`. All of this is
-NumPy on small arrays; nothing is read before the first call.
+interquartile mean with a stratified bootstrap interval beside it: `interval`. That is what rliable
+computes; it isn't used here, because its dependency arch fails to import beside today's pandas.
+All of this is NumPy on small arrays; nothing is read before the first call.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ import difflib
 import functools
 import importlib.resources
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -32,11 +33,11 @@ _WITHOUT_HUMAN = ("air_raid", "carnival", "elevator_action", "journey_escape", "
 
 
 class Interval(NamedTuple):
-    """A point estimate with its confidence interval, all of one shape."""
+    """A point estimate with its confidence interval."""
 
-    point: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
+    point: float
+    low: float
+    high: float
 
 
 def _key(game: str) -> str:
@@ -151,67 +152,24 @@ def median(scores: Mapping[str, float]) -> float:
     return float(np.median([human_normalised(game, score) for game, score in scores.items()]))
 
 
-def iqm(scores: ArrayLike, axis: int | tuple[int, ...] | None = None) -> np.ndarray:
+def iqm(scores: ArrayLike, axis: int | None = None) -> np.ndarray:
     """Interquartile mean: the mean without the lowest and the highest quarter.
 
     Of n values, ⌊n/4⌋ are dropped at either end (Agarwal et al. 2021, section 4.3).
 
     Args:
       scores: at least one value, all finite.
-      axis: axes to reduce; all of them by default.
+      axis: axis to reduce; all of them by default.
     """
-    values = np.asarray(scores, np.float64)
-    axes = range(values.ndim) if axis is None else np.atleast_1d(axis)
-    axes = tuple(int(a) % values.ndim for a in axes)
-    values = np.moveaxis(values, axes, range(-len(axes), 0))
-    values = np.sort(values.reshape(*values.shape[: values.ndim - len(axes)], -1), axis=-1)
-    n = values.shape[-1]
-    return values[..., n // 4 : n - n // 4].mean(axis=-1)
+    from scipy import stats
 
-
-def _median_of_games(scores: np.ndarray) -> np.ndarray:
-    return np.median(scores.mean(axis=0))
-
-
-_OVER_RUNS_AND_GAMES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "iqm": iqm,
-    "mean": np.mean,
-    "median": _median_of_games,
-}
-_OVER_SEEDS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "iqm": functools.partial(iqm, axis=0),
-    "mean": functools.partial(np.mean, axis=0),
-    "median": functools.partial(np.median, axis=0),
-}
-
-
-def _percentiles(samples: np.ndarray, confidence: float) -> tuple[np.ndarray, np.ndarray]:
-    tail = 50.0 * (1.0 - confidence)
-    low, high = np.percentile(samples, (tail, 100.0 - tail), axis=0)
-    return low, high
-
-
-def _checked(
-    values: ArrayLike, axes: str, statistic: str, confidence: float, reps: int
-) -> np.ndarray:
-    """Returns `values` as a float64 matrix; raises ValueError where an argument makes no sense."""
-    if statistic not in _OVER_SEEDS:
-        raise ValueError(f"statistic must be one of {sorted(_OVER_SEEDS)}, got {statistic!r}")
-    array = np.asarray(values, np.float64)
-    if array.ndim != 2 or array.size == 0:
-        raise ValueError(f"expected a non-empty array {axes}, got shape {array.shape}")
-    if not np.isfinite(array).all():
-        raise ValueError(f"{(~np.isfinite(array)).sum()} of {array.size} values aren't finite")
-    if not 0.0 < confidence < 1.0:
-        raise ValueError(f"confidence must be between 0 and 1, got {confidence}")
-    if reps < 1:
-        raise ValueError(f"reps must be at least 1, got {reps}")
-    return array
+    # SciPy's annotation forgets that None is allowed.
+    return np.asarray(stats.trim_mean(scores, 0.25, axis=axis))  # pyright: ignore[reportArgumentType]
 
 
 def interval(
-    scores: ArrayLike,
-    statistic: str = "iqm",
+    scores: Sequence[ArrayLike],
+    statistic: Literal["iqm", "median"] = "iqm",
     *,
     confidence: float = 0.95,
     reps: int = 2000,
@@ -224,76 +182,66 @@ def interval(
     With one run per game there is nothing to resample and the interval is a point.
 
     Args:
-      scores: normalised scores `(runs, games)`.
-      statistic: "iqm" or "mean" of all values, or "median" over games of the mean over runs.
+      scores: normalised scores, `(runs,)` of each game; games may differ in their runs.
+      statistic: "iqm" of all values, or "median" over games of the mean over runs.
       confidence: probability that the interval aims at.
       reps: bootstrap samples.
       seed: of the resampling.
 
     Returns:
-      Scalars in the unit of `scores`.
+      Numbers in the unit of `scores`.
+
+    Raises:
+      ValueError: an argument is out of range, or a score isn't finite.
     """
-    matrix = _checked(scores, "(runs, games)", statistic, confidence, reps)
-    reduce = _OVER_RUNS_AND_GAMES[statistic]
+    games = [np.asarray(runs, np.float64) for runs in scores]
+    if not games or any(runs.ndim != 1 or not runs.size for runs in games):
+        shapes = [runs.shape for runs in games]
+        raise ValueError(f"expected runs (runs,) of at least one game, got shapes {shapes}")
+    if not all(np.isfinite(runs).all() for runs in games):
+        raise ValueError("scores must be finite")
+    if statistic not in ("iqm", "median"):
+        raise ValueError(f"statistic must be 'iqm' or 'median', got {statistic!r}")
+    if not 0.0 < confidence < 1.0:
+        raise ValueError(f"confidence must be between 0 and 1, got {confidence}")
+
+    def reduce(samples: list[np.ndarray]) -> np.ndarray:
+        """Of `(reps, runs)` of each game, `(reps,)`."""
+        if statistic == "iqm":
+            return iqm(np.concatenate(samples, axis=1), axis=1)
+        return np.median([runs.mean(axis=1) for runs in samples], axis=0)
+
     rng = np.random.default_rng(seed)
-    runs, columns = matrix.shape[0], np.arange(matrix.shape[1])
-    samples = np.empty(reps)
-    for i in range(reps):  # one at a time: the memory of one sample, whatever `reps` is
-        samples[i] = reduce(matrix[rng.integers(0, runs, matrix.shape), columns])
-    return Interval(np.asarray(reduce(matrix)), *_percentiles(samples, confidence))
+    drawn = [runs[rng.integers(runs.size, size=(reps, runs.size))] for runs in games]
+    tail = 50.0 * (1.0 - confidence)
+    low, high = np.percentile(reduce(drawn), (tail, 100.0 - tail))
+    return Interval(float(reduce([runs[None] for runs in games])[0]), float(low), float(high))
 
 
-def iqm_interval(
-    scores: ArrayLike, *, confidence: float = 0.95, reps: int = 2000, seed: int = 0
-) -> Interval:
-    """Interquartile mean of scores `(runs, games)` with its interval: see `interval`."""
-    return interval(scores, "iqm", confidence=confidence, reps=reps, seed=seed)
-
-
-def bootstrap_band(
-    curves: ArrayLike,
-    statistic: str = "mean",
-    *,
-    confidence: float = 0.95,
-    reps: int = 2000,
-    seed: int = 0,
-) -> Interval:
-    """Pointwise bootstrap band of learning curves; whole curves are resampled.
+def bootstrap(
+    values: ArrayLike, *, confidence: float = 0.95, reps: int = 2000, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Percentile bootstrap interval of the mean over seeds, at each point on its own.
 
     Args:
-      curves: `(seeds, points)`, one learning curve a row.
-      statistic: "mean", "median" or "iqm", taken over the seeds.
-      confidence: probability that the band aims at, at each point on its own.
+      values: `(seeds, ...)`; whole rows are resampled. NaNs are left out of the means.
+      confidence: probability that the interval aims at.
       reps: bootstrap samples.
       seed: of the resampling.
 
     Returns:
-      Arrays `(points,)` in the unit of `curves`.
+      Lower and upper ends, `(...)`; NaN where no seed has a value.
     """
-    matrix = _checked(curves, "(seeds, points)", statistic, confidence, reps)
-    reduce = _OVER_SEEDS[statistic]
+    values = np.asarray(values, np.float64)
     rng = np.random.default_rng(seed)
-    samples = np.empty((reps, matrix.shape[1]))
-    for i in range(reps):
-        samples[i] = reduce(matrix[rng.integers(0, len(matrix), len(matrix))])
-    return Interval(reduce(matrix), *_percentiles(samples, confidence))
-
-
-def performance_profile(scores: ArrayLike, thresholds: Sequence[float]) -> np.ndarray:
-    """Fraction of runs `(runs, games)` above each threshold (Agarwal et al. 2021, section 4.2)."""
-    values = np.asarray(scores, np.float64)
-    return np.array([(values > threshold).mean() for threshold in thresholds])
-
-
-def probability_of_improvement(ours: ArrayLike, theirs: ArrayLike) -> float:
-    """Probability that a run of ours beats one of theirs on a random game; ties count half.
-
-    Args:
-      ours: scores `(runs, games)`.
-      theirs: scores `(other runs, games)` of the same games in the same order.
-    """
-    a, b = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
-    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
-        raise ValueError(f"expected (runs, games) over the same games, got {a.shape} and {b.shape}")
-    wins = np.where(a[:, None] == b[None], 0.5, a[:, None] > b[None])
-    return float(wins.mean())
+    chosen = rng.integers(len(values), size=(reps, len(values)))
+    counts = np.stack([np.bincount(c, minlength=len(values)) for c in chosen]).astype(float)
+    known = np.isfinite(values)
+    flat = np.where(known, values, 0.0).reshape(len(values), -1)
+    with np.errstate(invalid="ignore"):
+        means = (counts @ flat) / (counts @ known.reshape(flat.shape).astype(float))
+    empty = np.isnan(means).all(axis=0)
+    tails = 50.0 * (1.0 - confidence) * np.array([1, -1]) + np.array([0, 100])
+    low, high = np.nanpercentile(np.where(empty, 0.0, means), tails, axis=0)
+    low, high = (np.where(empty, np.nan, x).reshape(values.shape[1:]) for x in (low, high))
+    return low, high

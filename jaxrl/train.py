@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import jax
@@ -15,7 +14,7 @@ from fourfold.runtime.metrics import Metrics
 from fourfold.runtime.preemption import Preemption
 from fourfold.runtime.run_dir import RunDir
 from jaxrl import agent as agents
-from jaxrl import compiled, config_io, evaluate, loop, networks
+from jaxrl import compiled, config_io, evaluate, loop, networks, plots
 from jaxrl.agent import Agent, AgentState
 from jaxrl.config import AtariConfig
 from jaxrl.envs import FRAME_SHAPE, make_atari
@@ -112,44 +111,9 @@ def train(
                 scores = evaluate.evaluate(agent, progress.agent, config)
                 metrics.write(step, scores.metrics())
     env.close()
+    if meshes.is_lead():
+        plots.atari(run, config)
     return progress.agent
-
-
-@dataclasses.dataclass(frozen=True)
-class Loaded:
-    """An agent read from a run folder: its configuration, static parts and arrays at `step`."""
-
-    config: AtariConfig
-    agent: Agent
-    state: AgentState
-    step: int
-
-
-def load_agent(path: str | Path, step: int | None = None) -> Loaded:
-    """Reads an agent from a run folder, on this process's default device.
-
-    Args:
-      path: the run's folder; it may be in use.
-      step: which checkpoint, in agent steps; None for the newest.
-
-    Raises:
-      FileNotFoundError: no run or no checkpoint; the message lists what there is.
-      ValueError: the run isn't one on Atari.
-    """
-    run = RunDir.open(path)
-    config = config_io.from_json(run.saved_config())
-    if not isinstance(config, AtariConfig):
-        raise ValueError(f"{path} holds a MinAtar run; this takes runs on Atari")
-    checkpoints = Checkpoints(run.checkpoints)
-    step = checkpoints.latest() if step is None else step
-    if step is None:
-        raise FileNotFoundError(f"no checkpoint yet in {run.checkpoints}")
-    env = make_atari(config.game, 1)
-    agent = make_agent(config, env.num_actions)
-    env.close()
-    like = {"agent": jax.eval_shape(lambda: agents.init(agent, jax.random.key(0), OBS_SHAPE))}
-    tree, _ = checkpoints.restore(step, like, partial=True)
-    return Loaded(config, agent, tree["agent"], step)
 
 
 def _local_envs(config: AtariConfig, devices: int) -> int:

@@ -14,10 +14,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fourfold.runtime import mesh as meshes
 from fourfold.runtime.checkpoint import Checkpoints
-from fourfold.runtime.metrics import Metrics, read_metrics
+from fourfold.runtime.metrics import Metrics
 from fourfold.runtime.preemption import Preemption
 from fourfold.runtime.run_dir import RunDir
-from jaxrl import config_io, fused
+from jaxrl import config_io, fused, plots
 from jaxrl.config import MinAtarConfig
 from jaxrl.fused import Carry, Hyper
 
@@ -57,7 +57,8 @@ def compile_functions(
     """
     if num_agents % mesh.size:
         raise ValueError(
-            f"num_seeds must be a multiple of the {mesh.size} devices, found {num_agents}"
+            f"the agents (seeds times combinations of a sweep) must be a multiple of the "
+            f"{mesh.size} devices, found {num_agents}"
         )
     split = PartitionSpec(mesh.axis_names[0])
     keys = jnp.broadcast_to(jax.random.key(0)[None], (num_agents,))
@@ -80,6 +81,11 @@ def compile_functions(
     )
     place = functools.partial(jax.device_put, device=NamedSharding(mesh, split))
     return Functions(jax.jit(init), jax.jit(interval, donate_argnums=0), like, place)
+
+
+def most_devices(num_agents: int) -> int:
+    """Returns the largest number of this machine's devices that divides the agents evenly."""
+    return max(n for n in range(1, jax.device_count() + 1) if num_agents % n == 0)
 
 
 def intervals(
@@ -108,7 +114,7 @@ def train(
     wandb: str | None = None,
     quiet: bool = False,
 ) -> Carry:
-    """Trains `num_seeds` agents in a run folder, or goes on with them.
+    """Trains `num_seeds` agents for each combination of the sweep in a run folder, or goes on.
 
     A run that was killed at any moment and resumed ends with the same bits as one that wasn't,
     on the same number of devices of the same kind.
@@ -117,13 +123,14 @@ def train(
       config: the configuration.
       path: the run's folder.
       resume: go on with the run in it.
-      num_devices: devices to split the seeds over; None for as many as divide the seeds evenly.
+      num_devices: devices to split the agents over; None for as many as divide them evenly.
       tensorboard: also log to TensorBoard.
       wandb: W&B project to log to, if any.
       quiet: no progress on the terminal.
 
     Returns:
-      The carry at the end, or at the moment of a SIGTERM, leaves `(num_seeds, ...)`.
+      The carry at the end, or at the moment of a SIGTERM, leaves `(A, ...)`, agents as in
+      `fused.agents_of`.
 
     Raises:
       ValueError, FileNotFoundError, FileExistsError: a bad configuration or folder; nothing was
@@ -136,16 +143,13 @@ def train(
         raise ValueError(
             f"steps must be a multiple of log_every {config.log_every}, found {config.steps}"
         )
-    seeds = config.num_seeds
-    if num_devices is None:
-        num_devices = max(n for n in range(1, jax.device_count() + 1) if seeds % n == 0)
-    hyper = fused.hyper_of(config)
-    functions = compile_functions(config, meshes.make_mesh(num_devices), seeds, hyper)
+    keys, hypers = fused.agents_of(config)
+    mesh = meshes.make_mesh(most_devices(len(keys)) if num_devices is None else num_devices)
+    functions = compile_functions(config, mesh, len(keys), jax.tree.map(lambda x: x[0], hypers))
     saved = config_io.to_json(config)
     run = RunDir.open(path, saved, free=FREE) if resume else RunDir.create(path, saved)
     checkpoints = Checkpoints(run.checkpoints)
-    keys = functions.place(fused.seed_keys(config))
-    hypers = functions.place(jax.tree.map(lambda x: jnp.full((seeds,), x), hyper))
+    keys, hypers = functions.place((keys, hypers))
     start = (checkpoints.latest() or 0) if resume else 0
     if start:
         carry, _ = checkpoints.restore(start, functions.like)
@@ -165,7 +169,7 @@ def train(
             if stop:
                 print(preemption.farewell(step))
                 break
-    plot(run)
+    plots.minatar(run, config)
     return carry
 
 
@@ -177,54 +181,6 @@ def summary(row: dict[str, np.ndarray]) -> dict[str, Any]:
     names = ["return", *(name for name in row if name not in ("return", "episodes"))]
     means = {name: _mean(row[name]) for name in names}
     return {**means, "episodes": int(row["episodes"].sum()), "returns": row["return"]}
-
-
-def bootstrap(
-    values: np.ndarray, *, level: float = 0.95, resamples: int = 2_000, seed: int = 0
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the percentile bootstrap interval of the mean over seeds, at each point.
-
-    Args:
-      values: `(S, ...)`, one row a seed; NaNs are left out of the means.
-      level: of confidence.
-      resamples: of the seeds, with replacement.
-      seed: of the resampling.
-
-    Returns:
-      Lower and upper ends, `(...)`.
-    """
-    rng = np.random.default_rng(seed)
-    chosen = rng.integers(len(values), size=(resamples, len(values)))
-    counts = np.stack([np.bincount(c, minlength=len(values)) for c in chosen]).astype(float)
-    known = np.isfinite(values)
-    flat = np.where(known, values, 0.0).reshape(len(values), -1)
-    with np.errstate(invalid="ignore"):
-        means = (counts @ flat) / (counts @ known.reshape(flat.shape).astype(float))
-    tails = 100 * np.array([(1 - level) / 2, (1 + level) / 2])
-    empty = np.isnan(means).all(axis=0)
-    low, high = np.nanpercentile(np.where(empty, 0.0, means), tails, axis=0)
-    low, high = (np.where(empty, np.nan, x).reshape(values.shape[1:]) for x in (low, high))
-    return low, high
-
-
-def plot(run: RunDir) -> None:
-    """Draws the learning curve, mean over seeds with its bootstrap band, to `plots/return.png`."""
-    from matplotlib.figure import Figure
-
-    rows = read_metrics(run.path)
-    if not rows:
-        return
-    steps = np.array([row["step"] for row in rows])
-    returns = np.array([[float(x) for x in row["returns"]] for row in rows]).T
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.subplots()
-    axes.plot(steps, [float(row["return"]) for row in rows])
-    if len(returns) > 1:
-        axes.fill_between(steps, *bootstrap(returns), alpha=0.3, linewidth=0)
-    band = ", 95 % bootstrap band" if len(returns) > 1 else ""
-    axes.set(xlabel="steps", ylabel="return of a game", title=f"{len(returns)} seeds{band}")
-    run.plots.mkdir(exist_ok=True)
-    figure.savefig(run.plots / "return.png", dpi=160)
 
 
 def _mean(values: np.ndarray) -> float:

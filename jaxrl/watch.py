@@ -1,41 +1,59 @@
-"""A film of an agent at play: the screen, and beside it what the agent expects of each action."""
+"""Films of agents at play, on Atari and on MinAtar."""
 
 from __future__ import annotations
 
 import contextlib
 import csv
-import functools
 import importlib.resources
-import math
 import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from jaxrl import losses
+from jaxrl import agent as agents
+from jaxrl import losses, minatar_env
 from jaxrl.agent import Agent, AgentState
-from jaxrl.config import AtariConfig
+from jaxrl.config import AgentConfig, AtariConfig
 from jaxrl.envs import make_atari
 from jaxrl.evaluate import Policy
 from jaxrl.film import FPS, Film
+from jaxrl.panel import Panel, Scene
 
+MINATAR_ACTIONS = ("noop", "left", "up", "right", "down", "fire")
 _DIRECTIONS = ("UP", "RIGHT", "LEFT", "DOWN", "UPRIGHT", "UPLEFT", "DOWNRIGHT", "DOWNLEFT")
 _ALL_ACTIONS = ("NOOP", "FIRE", *_DIRECTIONS, *(f"{name}FIRE" for name in _DIRECTIONS))
 
 
-def watch(
-    agent: Agent, state: AgentState, config: AtariConfig, out: Path, *, steps: int, seed: int = 0
-) -> float:
-    """Plays one full game as in an evaluation, and films it.
+class Moment(NamedTuple):
+    """One step of a game.
+
+    Attributes:
+      screen: uint8 `(h, w, 3)`.
+      outputs: logits `(A, atoms)` or values `(A,)` in it.
+      action: the action that will be taken.
+      score: unclipped return so far.
+      over: whether the game has ended here.
+    """
+
+    screen: np.ndarray
+    outputs: np.ndarray
+    action: int
+    score: float
+    over: bool = False
+
+
+def watch(scene: Scene, moments: Iterator[Moment], out: Path, *, steps: int) -> float:
+    """Films a game as it is played.
 
     Args:
-      agent: the static parts of the agent.
-      state: its arrays.
-      config: says the game, the protocol and `evaluate_epsilon`.
+      scene: from `atari_scene` or `minatar_scene`.
+      moments: from `atari_moments` or `minatar_moments`.
       out: file to write, ending in `.gif` or `.mp4`. It appears when it is whole.
       steps: agent steps at most; the film ends with the game.
-      seed: of the game and of ε.
 
     Returns:
       The unclipped return up to the film's end.
@@ -47,22 +65,80 @@ def watch(
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, found {steps}")
-    panel, film = _Panel(agent, config), Film(Path(out))
-    policy = Policy(agent, state, config.evaluate_epsilon, 1, seed)
-    env = make_atari(config.game, 1, protocol=config.protocol, training=False, seed=seed)
-    now, score = env.reset(), 0.0
-    with contextlib.closing(env), film:
-        for step in range(steps + 1):
-            action = int(policy(now.frame, now.first)[0])
-            last = step == steps or bool(now.episode_over[0])
-            score = float(now.episode_return[0])
-            chosen = None if last else action
-            frame = panel.draw(env.render(), policy.outputs()[0], chosen, score, step)
+    panel, score = Panel(scene), 0.0
+    with Film(Path(out)) as film:
+        for step, moment in enumerate(moments):
+            last, score = step == steps or moment.over, moment.score
+            chosen = None if last else moment.action
+            frame = panel.draw(moment.screen, moment.outputs, chosen, score, step)
             film.write(frame, FPS if last else 1)  # the end stays on for a second
             if last:
                 break
-            now = env.step(np.array([action], np.int32))
     return score
+
+
+def atari_scene(agent: Agent, config: AtariConfig) -> Scene:
+    """Describes a film of an Atari game."""
+    names = action_names(config.game, agent.network.num_actions)
+    caption = "discounted return, rewards clipped to [-1, 1]"
+    return Scene(config.game, names, config.evaluate_epsilon, _atoms(config.agent), caption)
+
+
+def atari_moments(
+    agent: Agent, state: AgentState, config: AtariConfig, *, seed: int = 0
+) -> Iterator[Moment]:
+    """Plays one full game as in an evaluation; `seed` is that of the game and of ε."""
+    policy = Policy(agent, state, config.evaluate_epsilon, 1, seed)
+    env = make_atari(config.game, 1, protocol=config.protocol, training=False, seed=seed)
+    with contextlib.closing(env):
+        now = env.reset()
+        while True:
+            action = int(policy(now.frame, now.first)[0])
+            over, score = bool(now.episode_over[0]), float(now.episode_return[0])
+            yield Moment(env.render(), policy.outputs()[0], action, score, over)
+            now = env.step(np.array([action], np.int32))
+
+
+def minatar_scene(game: str, config: AgentConfig, epsilon: float) -> Scene:
+    """Describes a film of a MinAtar game.
+
+    Raises:
+      ValueError: epsilon is out of range.
+    """
+    if not 0 <= epsilon <= 1:
+        raise ValueError(f"epsilon must be in [0, 1], found {epsilon}")
+    return Scene(game, MINATAR_ACTIONS, epsilon, _atoms(config), "discounted return")
+
+
+def minatar_moments(
+    agent: Agent, state: AgentState, game: str, *, epsilon: float, seed: int = 0
+) -> Iterator[Moment]:
+    """Plays one full game with one agent, whose arrays have no axis of agents."""
+    env = minatar_env.minatar(game)
+    key = jax.random.key(seed)
+
+    @jax.jit
+    def look(state, now, count):
+        obs = env.observe(now)
+        act_key = jax.random.fold_in(key, 2 * count)
+        action = agents.act_evaluation(agent, state, obs[None], epsilon, act_key)[0]
+        return obs, agents.outputs_evaluation(agent, state, obs[None])[0], action
+
+    @jax.jit
+    def step(now, action, count):
+        return env.step(now, action, jax.random.fold_in(key, 2 * count + 1))
+
+    now, score, count = jax.jit(env.init)(key), 0.0, 0
+    while True:
+        obs, outputs, action = look(state, now, jnp.int32(count))
+        moment = Moment(minatar_env.draw(np.asarray(obs)), np.asarray(outputs), int(action), score)
+        yield moment
+        now, reward, terminal, truncated = step(now, action, jnp.int32(count))
+        score, count = score + float(reward), count + 1
+        if terminal | truncated:
+            # `now` shows the next game already: the end is told beside the last screen.
+            yield moment._replace(score=score, over=True)
+            return
 
 
 def action_names(game: str, num_actions: int) -> tuple[str, ...]:
@@ -81,132 +157,10 @@ def action_names(game: str, num_actions: int) -> tuple[str, ...]:
     return tuple(" ".join(re.findall("NOOP|FIRE|UP|DOWN|LEFT|RIGHT", n)).lower() for n in names)
 
 
-class _Panel:
-    """Draws the frames of one film."""
-
-    BACK, ROW, LINE = (16, 18, 24), (34, 38, 48), (62, 68, 82)
-    TEXT, DIM = (232, 235, 242), (138, 146, 163)
-    BAR, CHOSEN = (91, 134, 206), (255, 178, 66)
-    MARGIN, TOP, BOTTOM = 28, 62, 70
-    ZOOM = 2  # of the screen
-    LABEL, PLOT, VALUE = 112, 408, 72  # widths of a row's parts; 51 atoms take 8 pixels each
-
-    def __init__(self, agent: Agent, config: AtariConfig):
-        try:
-            from PIL import Image, ImageDraw, ImageFont
-        except ImportError as error:
-            raise ImportError("a film needs Pillow: pip install 'fourfold[rl]'") from error
-        self._image, self._draw = Image, ImageDraw.Draw
-        self._font = functools.cache(ImageFont.load_default)
-        self._config = config
-        self._categorical = agent.categorical
-        num_actions = agent.network.num_actions
-        self._names = action_names(config.game, num_actions)
-        self._limit = 0.0  # largest action value so far: the scale of plain values
-
-    def draw(
-        self, screen: np.ndarray, outputs: np.ndarray, chosen: int | None, score: float, step: int
-    ) -> np.ndarray:
-        """Returns one frame, uint8 `(H, W, 3)` with even sides.
-
-        Args:
-          screen: uint8 `(h, w, 3)`.
-          outputs: logits `(A, atoms)` or values `(A,)`.
-          chosen: the action taken; None at the end.
-          score: return so far.
-          step: agent steps so far.
-        """
-        height, width = (self.ZOOM * n for n in screen.shape[:2])
-        left = 2 * self.MARGIN + width
-        plot = left + self.LABEL
-        size = (plot + self.PLOT + self.VALUE + self.MARGIN, self.TOP + height + self.BOTTOM)
-        image = self._image.new("RGB", tuple(n + n % 2 for n in size), self.BACK)
-        pen = self._draw(image)
-        nearest = self._image.Resampling.NEAREST
-        picture = self._image.fromarray(screen).resize((width, height), nearest)
-        image.paste(picture, (self.MARGIN, self.TOP))
-        end = self.MARGIN + width
-
-        def write(x: int, y: int, text: str, size: int, colour: Any, anchor: str) -> None:
-            pen.text((x, y), text, colour, self._font(size), anchor)
-
-        base, foot = self.TOP - 16, self.TOP + height + 26
-        write(self.MARGIN, base, self._config.game, 26, self.TEXT, "ls")
-        write(end, base, f"return {score:,.0f}", 22, self.TEXT, "rs")
-        write(self.MARGIN, foot, f"step {step:,}", 15, self.DIM, "ls")
-        write(end, foot, f"epsilon {self._config.evaluate_epsilon:g}", 15, self.DIM, "rs")
-        what = "value distribution of each action" if self._categorical else "value of each action"
-        write(plot, base, what, 18, self.TEXT, "ls")
-        write(
-            plot + self.PLOT + self.VALUE,
-            base,
-            "mean" if self._categorical else "",
-            15,
-            self.DIM,
-            "rs",
-        )
-
-        values, heights, low, high = self._scaled(outputs)
-        rows = len(values)
-        tall = min(height // rows, 84)
-        top = self.TOP + (height - rows * tall) // 2
-
-        def across(value: float) -> int:
-            inset = self._inset(heights)
-            return round(plot + inset + (value - low) / (high - low) * (self.PLOT - 2 * inset))
-
-        if chosen is not None:
-            y = top + chosen * tall
-            right = plot + self.PLOT + self.VALUE + 10
-            pen.rounded_rectangle((left - 10, y, right, y + tall - 1), 6, self.ROW)
-        for tick in np.linspace(low, high, 5):
-            x = across(tick)
-            pen.line((x, top, x, top + rows * tall), self.LINE)
-            write(x, top + rows * tall + 10, f"{tick:g}", 14, self.DIM, "mt")
-        caption = "discounted return, rewards clipped to [-1, 1]"
-        write(plot + self.PLOT // 2, top + rows * tall + 36, caption, 14, self.DIM, "mt")
-        small = min(17, tall - 8)
-        for i, (name, value) in enumerate(zip(self._names, values, strict=True)):
-            y, colour = top + i * tall, self.CHOSEN if i == chosen else self.BAR
-            floor = y + tall - 4
-            if heights is not None:
-                for atom, share in enumerate(heights[i]):
-                    x, up = plot + atom * self.PLOT // heights.shape[1], round(share * (tall - 10))
-                    if up > 0:
-                        wide = self.PLOT // heights.shape[1]
-                        pen.rectangle((x, floor - up, x + max(wide - 2, 0), floor), colour)
-                pen.line((plot, floor + 1, plot + self.PLOT - 1, floor + 1), self.LINE)
-                pen.line((across(value), y + 4, across(value), floor), self.TEXT)
-            else:
-                xs = sorted((across(0.0), across(value)))
-                pen.rectangle((xs[0], y + tall // 4, xs[1], y + 3 * tall // 4), colour)
-            ink = self.TEXT if i == chosen else self.DIM
-            write(left, y + tall // 2, name, small, ink, "lm")
-            right = plot + self.PLOT + self.VALUE
-            write(right, y + tall // 2, f"{value:.2f}", small, ink, "rm")
-        return np.asarray(image)
-
-    def _scaled(self, outputs: np.ndarray) -> tuple[np.ndarray, np.ndarray | None, float, float]:
-        """Returns the values, the atoms' heights in 0..1 (or None), and the axis' ends."""
-        if not self._categorical:
-            self._limit = max(self._limit, float(np.abs(outputs).max()))
-            limit = _round_up(self._limit)
-            return outputs, None, -limit, limit
-        low, high = self._config.agent.v_min, self._config.agent.v_max
-        probs = np.exp(outputs - outputs.max(axis=1, keepdims=True))
-        probs /= probs.sum(axis=1, keepdims=True)
-        values = probs @ losses.support(low, high, probs.shape[1])
-        return values, probs / probs.max(), low, high
-
-    def _inset(self, heights: np.ndarray | None) -> int:
-        """Half an atom's width: the first and last atom stand at the axis' ends."""
-        return 0 if heights is None else self.PLOT // heights.shape[1] // 2
-
-
-def _round_up(value: float) -> float:
-    """Rounds up to 0.1, 0.2, 0.5, 1, 2, 5 and so on."""
-    unit = 10.0 ** math.floor(math.log10(max(value, 0.1)))
-    return next(unit * step for step in (1, 2, 5, 10) if value <= unit * step)
+def _atoms(config: AgentConfig) -> np.ndarray | None:
+    if config.loss not in ("c51", "double_c51"):
+        return None
+    return losses.support(config.v_min, config.v_max, config.num_atoms)
 
 
 def _plain(name: str) -> str:

@@ -24,7 +24,11 @@ SOURCES = {
 PARTS = set(SOURCES) - {"fourfold"}
 
 # Inside a part, a module imports its own layer and those to its left, and never in a circle.
-TOP = ["train train_* compiled evaluate probe chat serve watch film", "cli"]
+TOP = [
+    "train train_* compiled evaluate evaluate_* load plots compare watch panel film "
+    "probe chat serve",
+    "cli",
+]
 LAYERS = {
     "jaxrl": [
         "types",

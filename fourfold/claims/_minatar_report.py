@@ -10,7 +10,7 @@ import numpy as np
 
 from fourfold.claims import Claim, Figure, Plot
 from jaxrl.config import Exploration
-from jaxrl.train_minatar import bootstrap
+from jaxrl.scores import bootstrap
 
 Result = Mapping[str, np.ndarray]
 
@@ -135,7 +135,8 @@ def _verdict(findings: list[tuple[str, str, str]], smooth: str) -> str:
     for question in dict.fromkeys(question for question, _, _ in findings):
         answers = [f"{a} ({game})" for q, game, a in findings if q == question]
         parts.append(f"{question}: {', '.join(answers)}")
-    return f"{'; '.join([*parts, smooth])}.".capitalize()
+    sentence = "; ".join([*parts, smooth])
+    return f"{sentence[0].upper()}{sentence[1:]}."
 
 
 def _bounded(results: Mapping[str, Mapping[str, Result]]) -> str:
@@ -219,6 +220,7 @@ def _mean(values: np.ndarray) -> np.ndarray:
 
 def _bars(results: Mapping[str, Mapping[str, Result]]) -> Plot:
     from matplotlib.figure import Figure as Picture
+    from matplotlib.ticker import LogLocator, NullLocator
 
     names = list(next(iter(results.values())))
     shown: list[tuple[str, str]] = [
@@ -234,6 +236,9 @@ def _bars(results: Mapping[str, Mapping[str, Result]]) -> Plot:
             axes.plot(np.full(len(seeds), place), seeds, "o", alpha=0.6)
         axes.set(title=title, yscale="log", xticks=range(len(names)))
         axes.set_xticklabels(names, rotation=30)
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_locator(NullLocator())
         if key != "q_mean":
             axes.axhline(1, color="grey", linewidth=1, linestyle=":")
     return Plot("Smoothness of the trained agents", picture, "One dot a seed; logarithmic axes.")

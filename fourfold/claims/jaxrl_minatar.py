@@ -129,8 +129,8 @@ def train_and_measure(
     """
     began = time.monotonic()
     seeds, hyper = config.num_seeds, fused.hyper_of(config)
-    devices = max(n for n in range(1, jax.device_count() + 1) if seeds % n == 0)
-    functions = train_minatar.compile_functions(config, meshes.make_mesh(devices), seeds, hyper)
+    mesh = meshes.make_mesh(train_minatar.most_devices(seeds))
+    functions = train_minatar.compile_functions(config, mesh, seeds, hyper)
     hypers = functions.place(jax.tree.map(lambda x: jnp.full((seeds,), x), hyper))
     carry = functions.init(functions.place(fused.seed_keys(config)), hypers)
     rows, steps = [], []

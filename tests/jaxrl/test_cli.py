@@ -17,7 +17,7 @@ import pytest
 pytest.importorskip("envpool")
 
 from fourfold.runtime.checkpoint import Checkpoints  # noqa: E402
-from jaxrl import cli, envs, evaluate, presets, train, watch  # noqa: E402
+from jaxrl import cli, envs, evaluate, load, presets, watch  # noqa: E402
 
 TINY = (
     "--game Pong --num-envs 4 --replay-capacity 600 --exploration.warmup 100 "
@@ -45,7 +45,10 @@ def fails(capsys, *words):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["trian"], "unknown command 'trian'; allowed: train, evaluate, watch, presets, games"),
+        (
+            ["trian"],
+            "unknown command 'trian'; allowed: train, evaluate, watch, scores, presets, games",
+        ),
         (["train"], "give --preset, one of atari-dqn, .*; or --resume"),
         (["train", "--preset", "c51"], "unknown preset 'c51'; allowed: atari-dqn, "),
         (["train", "--preset"], "--preset needs a value"),
@@ -54,6 +57,8 @@ def fails(capsys, *words):
         (["evaluate"], "--run"),
         (["evaluate", "--run", "/nowhere"], "/nowhere does not exist"),
         (["watch", "--run", "/nowhere", "--out", "a.gif"], "/nowhere does not exist"),
+        (["scores"], "no run folder was given"),
+        (["scores", "/nowhere"], "/nowhere does not exist"),
     ],
 )
 def test_a_wrong_command(capsys, words, message):
@@ -106,9 +111,12 @@ def test_help_and_lists(capsys):
     said = capsys.readouterr().out
     assert all(f"\n  {command} " in said for command in ("train", "evaluate", "watch", "games"))
     cli.main(["presets"])
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [
-        *presets.presets()
-    ]
+    said = capsys.readouterr().out.splitlines()
+    assert [line for line in said if not line.startswith(" ")] == [*presets.presets()]
+    for name in presets.presets():
+        place = said.index(name)
+        assert said[place + 1].startswith(f"  jaxrl train --preset {name} --game ")
+        assert "CPU cores" in said[place + 2] and len(said[place + 3].strip()) > 10
     cli.main(["games"])
     assert "SpaceInvaders" in capsys.readouterr().out.split()
     with pytest.raises(SystemExit) as stopped:
@@ -140,6 +148,8 @@ def test_evaluate_prints_json(finished, capsys):
     first = scores("--num-envs", "2")
     assert first["game"] == "Pong" and first["checkpoint"] == 160
     assert len(first["returns"]) == first["evaluation/games"] == 2
+    normalised = 100 * (first["evaluation/return"] + 20.7) / (14.6 + 20.7)
+    assert first["evaluation/human_normalised"] == pytest.approx(normalised)
     assert first["evaluation/steps"] == 60
     assert first["evaluation/return"] == np.mean(first["returns"])
     assert scores("--num-envs", "2") == first
@@ -155,7 +165,7 @@ def test_resume_with_other_options_names_them(finished, capsys):
         capsys, "train", "--out", finished, "--resume", "--agent.eps", "0.1", "--num-devices", 1
     )
     assert "agent.eps: saved 0.0003125, given 0.1" in said
-    assert "(checkpoints, config.json, metrics.jsonl)" in fails(capsys, *new(finished))
+    assert "(checkpoints, config.json, metrics.jsonl, plots)" in fails(capsys, *new(finished))
     # The command that started the run, with --resume; and --resume alone.
     cli.main(new(finished, "--resume", "--quiet", "--steps", "200"))
     cli.main(["train", "--out", str(finished), "--resume", "--quiet", "--num-devices", "1"])
@@ -265,7 +275,7 @@ def test_kill_and_resume(tmp_path, compiled_once):
     assert check_log(path)[-1]["step"] == checkpoints.latest() == latest + 60
     # Nothing but whole checkpoints is left.
     assert len(list((path / "checkpoints").iterdir())) == 2
-    leaves = jax.tree.leaves(train.load_agent(path).state)
+    leaves = jax.tree.leaves(load.load_agent(path).state)
     assert all(np.isfinite(np.asarray(leaf)).all() for leaf in leaves)
 
 

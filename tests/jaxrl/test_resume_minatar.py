@@ -137,19 +137,6 @@ def test_what_cannot_run_is_refused_before_anything_is_written(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_bootstrap():
-    values = np.random.default_rng(0).normal(size=(25, 7))
-    low, high = train_minatar.bootstrap(values)
-    error = values.std(axis=0, ddof=1) / 5
-    np.testing.assert_allclose(high - low, 2 * 1.96 * error, rtol=0.2)
-    assert ((low < values.mean(axis=0)) & (values.mean(axis=0) < high)).all()
-    values[:, 3] = np.nan
-    values[:5, 2] = np.nan
-    low, high = train_minatar.bootstrap(values)
-    assert np.isnan(low[3]) and np.isnan(high[3]) and np.isfinite(np.delete(low, 3)).all()
-    assert low[2] < np.nanmean(values[:, 2]) < high[2]
-
-
 def test_rows_of_the_log():
     row = {
         "loss": np.array([1.0, np.nan, 3.0]),

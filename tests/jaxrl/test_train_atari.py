@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("envpool")
 
 from fourfold.runtime.checkpoint import Checkpoints, DiskFullError  # noqa: E402
-from jaxrl import config_io, evaluate, loop, train  # noqa: E402
+from jaxrl import config_io, evaluate, load, loop, train  # noqa: E402
 from jaxrl.config import AgentConfig, AtariConfig, Exploration  # noqa: E402
 from jaxrl.envs import make_atari  # noqa: E402
 from jaxrl.types import TimeStep  # noqa: E402
@@ -265,7 +265,7 @@ def test_a_full_disk_loses_nothing(small_disk, monkeypatch):
     filler.unlink()
     monkeypatch.setattr(train, "_save", save)
     (step,) = Checkpoints(path / "checkpoints").steps()
-    assert train.load_agent(path).step == step < config.steps
+    assert load.load_agent(path).step == step < config.steps
     run(config, path, resume=True)
     steps = [line["step"] for line in lines(path)]
     assert steps == sorted(set(steps)) and steps[-1] >= config.steps
