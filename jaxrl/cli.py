@@ -17,7 +17,7 @@ from jaxrl import presets
 from jaxrl.config import AtariConfig, MinAtarConfig
 
 T = TypeVar("T")
-MINATAR_STEPS, MINATAR_EPSILON = 10_000, 0.001  # of an evaluation, for each agent
+MINATAR_STEPS, MINATAR_EPSILON = 125_000, 0.001  # of an evaluation, for each agent
 
 _USAGE = """usage: jaxrl COMMAND [OPTIONS]
 
@@ -76,7 +76,7 @@ class Evaluate:
     checkpoint: int | None = None
     """Agent step of the checkpoint; unset: the newest."""
     steps: int | None = None
-    """Agent steps to play; unset: as configured (the paper's 125,000), on MinAtar 10,000."""
+    """Agent steps to play; unset: as configured, on MinAtar 125,000 (the paper's)."""
     epsilon: float | None = None
     """Probability of a random action, in [0, 1]; unset: as configured, on MinAtar 0.001."""
     num_envs: int = 8

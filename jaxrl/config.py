@@ -157,9 +157,9 @@ class Sweep:
     """Hyper-parameters to train side by side: every combination, each with all seeds."""
 
     learning_rate: tuple[float, ...] = ()
-    """Step sizes; unset: the agent's own. The paper's range is 1e-5 to 2.15e-3."""
+    """Step sizes; unset: the agent's own. The authors swept from 1e-5 to 2.15e-3."""
     eps: tuple[float, ...] = ()
-    """The optimiser's epsilons; unset: the agent's own. The paper's range is 1e-4 to 1e-2."""
+    """The optimiser's epsilons; unset: the agent's own. The authors swept from 1e-4 to 1e-2."""
     bound: tuple[float, ...] = ()
     """k of W/max(σ/k, 1); unset: the agent's own."""
 
