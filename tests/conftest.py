@@ -6,10 +6,16 @@ import sys
 if "jax" in sys.modules:
     raise RuntimeError("JAX was imported before tests/conftest.py could choose its devices")
 
-# Eight virtual CPU devices, so that every sharded path runs on a laptop.
+# Eight virtual CPU devices, so that every sharded path runs on a laptop. Each keeps to one thread:
+# the pool has eight, and one that waits for the others' part of a sum can't lend its own. A busy
+# machine may be slow to bring all eight together; XLA would abort the process after 40 seconds.
 _flags = os.environ.get("XLA_FLAGS", "")
 if "xla_force_host_platform_device_count" not in _flags:
-    os.environ["XLA_FLAGS"] = f"{_flags} --xla_force_host_platform_device_count=8".strip()
+    _flags += (
+        " --xla_force_host_platform_device_count=8 --xla_cpu_multi_thread_eigen=false"
+        " --xla_cpu_collective_call_terminate_timeout_seconds=600"
+    )
+    os.environ["XLA_FLAGS"] = _flags.strip()
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("MPLBACKEND", "agg")
 

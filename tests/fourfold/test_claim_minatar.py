@@ -32,7 +32,12 @@ def test_it_runs_and_reports(done):
     assert fractions == sorted(fractions) and 0 <= fractions[0] and fractions[-1] == 1
     names = [figure.name for figure in result.figures]
     assert "breakout, SN[-2]: return" in names and "breakout: SN[-2] minus C51" in names
-    assert all(np.isfinite(f.ours) and f.low <= f.ours <= f.high for f in result.figures)
+    headline, measured = result.figures[:2], result.figures[2:]
+    assert all(np.isfinite(f.ours) and f.low <= f.ours <= f.high for f in measured)
+    assert [(f.paper, f.ours and round(f.ours, 2)) for f in headline] == [
+        (248.45, None),
+        (227.05, 227.05),
+    ]
     assert len(result.plots) == 2 and all(p.png.startswith(b"\x89PNG") for p in result.plots)
     assert result.seeds == (0, 1) and result.seconds > 0
     norm = next(f for f in result.figures if f.name.startswith("breakout, SN[-2]: norm"))
@@ -112,6 +117,7 @@ def test_the_verdict_follows_the_numbers():
         results = {"breakout": {name: result_of(x, norm) for name, x in levels.items()}}
         return report.write(results, plan, "laptop").verdict
 
+    assert verdict(good, 0.99).startswith("Normalising the") and "divGrad" in verdict(good, 0.99)
     assert verdict(good, 0.99).count("yes") == 3 and "not told apart" in verdict(good, 0.99)
     bad = {"C51": 4.0, "SN[-2]": 2.0, "SN[all]": 5.0, "divGrad[-2]": 3.0}
     assert verdict(bad, 1.2).count("the opposite") == 2

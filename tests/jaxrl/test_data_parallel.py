@@ -70,6 +70,7 @@ def run(name, step, split=lambda batch: batch, sync=agents.sync_target, state=No
         state, metrics = step(state, split(batch(i)))
         if (i + 1) % SYNC == 0:
             state = sync(state)
+        jax.block_until_ready(state)  # one program at a time: eight devices share few threads
     return state, metrics
 
 
