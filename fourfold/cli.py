@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import shlex
+import shutil
 import sys
 import time
 import traceback
@@ -154,6 +155,8 @@ def reproduce(command: Reproduce) -> int:
         if name in done and not command.fresh:
             console.out(f"{name}: finished earlier, on {done[name].date}", highlight=False)
         else:
+            if command.fresh:
+                shutil.rmtree(out / name, ignore_errors=True)  # parts of an earlier attempt, too
             done[name] = _run(name, command, out / name, console)
         claim = done[name]
         failed |= claim.error is not None

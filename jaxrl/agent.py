@@ -111,6 +111,13 @@ def make(
     return Agent(network, optax.with_extra_args_support(optimizer), config)
 
 
+def with_bound(agent: Agent, bound: ArrayLike | None) -> Agent:
+    """Returns the agent with another bound, traced or not, in its forward; None changes nothing."""
+    if bound is None:
+        return agent
+    return dataclasses.replace(agent, network=agent.network.clone(bound=bound))
+
+
 def init(agent: Agent, key: jax.Array, obs_shape: tuple[int, ...]) -> AgentState:
     """Returns a fresh agent; the target network starts as a copy.
 

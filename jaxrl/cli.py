@@ -112,7 +112,7 @@ class Scores:
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Folders of the runs; several seeds of a game are averaged."""
     best: bool = False
-    """Take each run's best evaluation, as the published tables do, in place of its last."""
+    """Take each run's best evaluation in place of its last, as the classic tables do."""
     json: bool = False
     """Print JSON lines in place of tables."""
 
@@ -135,7 +135,7 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.exit(f"jaxrl: unknown command {words[0]!r}; allowed: {', '.join(commands)}")
     try:
         commands[words[0]](words[1:])
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, MemoryError) as error:
         if os.environ.get("FOURFOLD_TRACEBACK"):
             raise
         sys.exit(f"jaxrl {words[0]}: {error}")
@@ -176,13 +176,14 @@ def _evaluate(words: list[str]) -> None:
 
         changes = {"evaluate_steps": given.steps, "evaluate_epsilon": given.epsilon}
         config = _override(loaded.config, **changes)
-        scores = evaluate(loaded.agent, loaded.state, config, **options)
+        scores: Any = evaluate(loaded.agent, loaded.state, config, **options)
         report |= {**scores.metrics(), "returns": scores.returns.tolist()}
     else:
         from jaxrl import evaluate_minatar
 
         options["steps"] = _or(given.steps, MINATAR_STEPS)
         options["epsilon"] = _or(given.epsilon, MINATAR_EPSILON)
+        options["bounds"] = loaded.bounds
         config = loaded.config
         returns = evaluate_minatar.evaluate(loaded.agent, loaded.state, config.game, **options)
         means = [float(r.mean()) for r in returns]
@@ -195,6 +196,7 @@ def _watch(words: list[str]) -> None:
     given = tyro.cli(Watch, args=words, prog="jaxrl watch")
     import jax
 
+    from jaxrl import agent as agents
     from jaxrl import watch
     from jaxrl.load import load_agent
 
@@ -209,6 +211,8 @@ def _watch(words: list[str]) -> None:
         if not 0 <= given.member < count:
             raise ValueError(f"member must be in 0..{count - 1}, found {given.member}")
         epsilon = _or(given.epsilon, MINATAR_EPSILON)
+        if loaded.bounds is not None:
+            agent = agents.with_bound(agent, loaded.bounds[given.member])
         one = jax.tree.map(lambda x: x[given.member], state)
         scene = watch.minatar_scene(game, agent.config, epsilon)
         moments = watch.minatar_moments(agent, one, game, epsilon=epsilon, seed=given.seed)
@@ -220,7 +224,10 @@ def _scores(words: list[str]) -> None:
     given = tyro.cli(Scores, args=words, prog="jaxrl scores")
     from jaxrl import compare
 
-    tables = compare.compare(given.runs, best=given.best)
+    runs, skipped = compare.read_all(given.runs)
+    for reason in skipped:
+        print(f"left out: {reason}", file=sys.stderr)
+    tables = compare.compare(runs, best=given.best)
     if given.json:
         print(compare.to_json(tables))
     else:

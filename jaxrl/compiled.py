@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from fourfold.runtime import mesh as meshes
 from jaxrl import agent as agents
@@ -60,7 +60,7 @@ def compile_functions(agent: Agent, config: AtariConfig, mesh: Mesh, key: jax.Ar
       key: source of the exploration's randomness; step t uses `fold_in(key, t)`.
     """
     replicated, split = meshes.replicated(mesh), meshes.batch_sharding(mesh)
-    batches_split = split_second(mesh)
+    batches_split = meshes.batch_sharding(mesh, 1)
     explore = config.exploration
     options = cpu_options()
 
@@ -99,30 +99,20 @@ def compile_functions(agent: Agent, config: AtariConfig, mesh: Mesh, key: jax.Ar
             compiler_options=options,
         ),
         sync=jax.jit(agents.sync_target, donate_argnums=0, out_shardings=replicated),
-        place=lambda arrays: place(arrays, split, 0),
+        place=lambda arrays: place(arrays, mesh, 0),
         fetch=local_rows,
         # Convolutions in a loop are slow on XLA-CPU; elsewhere one call a batch starves the device.
         largest=1 if jax.default_backend() == "cpu" else 64,
     )
 
 
-def split_second(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of several batches stacked: the second axis split over the mesh."""
-    return NamedSharding(mesh, PartitionSpec(None, mesh.axis_names[0]))
-
-
-def place(arrays: T, sharding: NamedSharding, axis: int) -> T:
+def place(arrays: T, mesh: Mesh, axis: int) -> T:
     """Puts this process's host arrays on the devices, split along `axis`."""
-    processes = jax.process_count()
-    if processes == 1:
-        return jax.device_put(arrays, sharding)  # one call for all leaves: this is in the hot loop
-
-    def join(leaf: np.ndarray) -> jax.Array:
-        shape = (*leaf.shape[:axis], leaf.shape[axis] * processes, *leaf.shape[axis + 1 :])
-        return jax.make_array_from_process_local_data(sharding, leaf, shape)
-
+    if jax.process_count() == 1:
+        # One call for all leaves: this is in the hot loop.
+        return jax.device_put(arrays, meshes.batch_sharding(mesh, axis))
     with jax.transfer_guard_host_to_device("allow"):  # joining counts as implicit, to JAX
-        return jax.tree.map(join, arrays)
+        return meshes.global_batch(mesh, arrays, axis)
 
 
 def push(stack: jax.Array, frame: jax.Array, first: jax.Array) -> jax.Array:
@@ -151,7 +141,7 @@ class HostMemory:
         """Makes an empty replay for the `num_envs` environments of this process."""
         processes = jax.process_count()
         self._batch = _share(config.batch_size, processes, mesh.size)
-        self._split = split_second(mesh)
+        self._mesh = mesh
         capacity = _share(config.replay_capacity, processes, processes)
         self.replay = HostReplay(
             capacity, num_envs, stack=STACK, n_step=config.n_step, discount=config.discount
@@ -167,7 +157,7 @@ class HostMemory:
         count = sum(sizes)
         drawn = self.replay.sample_frames(self.rng, count * self._batch)
         stacked = jax.tree.map(lambda x: x.reshape(count, self._batch, *x.shape[1:]), drawn)
-        batches = place(stacked, self._split, 1)
+        batches = place(stacked, self._mesh, 1)
         return [batches] if len(sizes) == 1 else _cut(batches, tuple(sizes))
 
     def arrays(self) -> dict[str, Any]:

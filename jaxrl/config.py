@@ -6,6 +6,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
+_HOOKS = "give spectral, such as '-2', or a scheduler with hooked layers"
+
 
 def positive(config: object, *names: str) -> None:
     """Raises ValueError where one of the fields is not above 0."""
@@ -19,6 +21,11 @@ def non_negative(config: object, *names: str) -> None:
     for name in names:
         if getattr(config, name) < 0:
             raise ValueError(f"{name} must be at least 0, found {getattr(config, name)}")
+
+
+def _check_seed(seed: int) -> None:
+    if not 0 <= seed < 1 << 31:
+        raise ValueError(f"seed must be in [0, 2147483648), found {seed}")
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,8 @@ class AgentConfig:
             raise ValueError(f"v_min must be below v_max, found {self.v_min} and {self.v_max}")
         if self.bound is not None:
             positive(self, "bound")
+            if not self.uses_norms:
+                raise ValueError(f"bound {self.bound} acts on nothing: {_HOOKS}")
         if self.scheduler != "none" and not self.spectral:
             raise ValueError(
                 f"scheduler {self.scheduler!r} needs hooked layers; give spectral, such as '-2L'"
@@ -72,6 +81,11 @@ class AgentConfig:
                 )
         if self.scheduler == "mul_eps" and self.optimizer != "adam":
             raise ValueError(f"mul_eps is a form of Adam, found optimizer {self.optimizer!r}")
+
+    @property
+    def uses_norms(self) -> bool:
+        """Whether a spectral norm acts on anything, beside being logged."""
+        return self.scheduler != "none" or any(not name.endswith("L") for name in self.spectral)
 
 
 @dataclass(frozen=True)
@@ -140,7 +154,8 @@ class AtariConfig:
         """Raises ValueError where a number is out of range."""
         positive(self, "steps", "num_envs", "update_period", "batch_size", "target_period")
         positive(self, "n_step", "replay_capacity", "checkpoint_every", "log_every")
-        non_negative(self, "evaluate_every", "evaluate_steps", "seed")
+        non_negative(self, "evaluate_every", "evaluate_steps")
+        _check_seed(self.seed)
         if not 0 <= self.discount <= 1:
             raise ValueError(f"discount must be in [0, 1], found {self.discount}")
         if not 0 <= self.evaluate_epsilon <= 1:
@@ -214,7 +229,13 @@ class MinAtarConfig:
         """Raises ValueError where a number is out of range."""
         positive(self, "steps", "num_seeds", "update_period", "batch_size", "target_period")
         positive(self, "n_step", "replay_capacity", "log_every", "checkpoint_every")
-        non_negative(self, "seed")
+        _check_seed(self.seed)
+        for name in ("convs", "hidden"):
+            sizes = getattr(self, name)
+            if not sizes or min(sizes) < 1:
+                raise ValueError(f"{name} must be one or more sizes of at least 1, found {sizes}")
+        if self.sweep.bound and not self.agent.uses_norms:
+            raise ValueError(f"sweep.bound {self.sweep.bound} acts on nothing: {_HOOKS}")
         if not 0 <= self.discount <= 1:
             raise ValueError(f"discount must be in [0, 1], found {self.discount}")
         for name, unit in (

@@ -23,14 +23,20 @@ def from_json(data: dict[str, Any]) -> AtariConfig | MinAtarConfig:
     Raises:
       ValueError: an unknown kind or field, from another version say.
     """
-    fields = dict(data)
+    fields = dict(_object(data, "the configuration"))
     kind = fields.pop("kind", None)
     if kind not in _KINDS:
         raise ValueError(f"kind must be one of {sorted(_KINDS)}, found {kind!r}")
     for name, cls in _NESTED.items():
         if name in fields:
-            fields[name] = _make(cls, fields[name])
+            fields[name] = _make(cls, _object(fields[name], name))
     return _make(_KINDS[kind], fields)
+
+
+def _object(data: Any, name: str) -> dict[str, Any]:
+    if not isinstance(data, dict):
+        raise ValueError(f"{name} must be a JSON object, found {data!r}")
+    return data
 
 
 def _make(cls: type, fields: dict[str, Any]) -> Any:

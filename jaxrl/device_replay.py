@@ -183,13 +183,6 @@ def is_start(
     return startable(flags, offset, state.size, stack, n_step)
 
 
-def can_sample(state: ReplayState, *, stack: int = 4, n_step: int = 1) -> jax.Array:
-    """Whether a transition is stored, bool `()`; reads every row's flags, so ask seldom."""
-    num_envs, rows = state.flags.shape
-    env, row = jnp.divmod(jnp.arange(num_envs * rows, dtype=jnp.int32), rows)
-    return is_start(state, env, row, stack=stack, n_step=n_step).any()
-
-
 def draw(
     state: ReplayState, key: jax.Array, batch_size: int, *, stack: int, n_step: int
 ) -> tuple[jax.Array, jax.Array]:
@@ -276,7 +269,7 @@ def sample(
     """Samples transitions uniformly, with replacement.
 
     Args:
-      state: with a transition stored (`can_sample`); else the rewards are NaN.
+      state: with a transition stored; else the rewards are NaN.
       key: the same key and state give the same batch.
       batch_size: B, static as are `stack` and `n_step`.
       stack: frames in an observation; 1 keeps a frame's own channels.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -36,9 +37,9 @@ class Scores:
     def metrics(self) -> dict[str, float]:
         """Returns the lines for the log; the human-normalised score (%) where humans played."""
         mean = float(self.returns.mean())
-        name, normalised = scores.canonical_name(self.game), {}
-        if name in scores.games():
-            score = float(scores.human_normalised(name, mean))
+        normalised = {}
+        if scores.has_human(self.game):
+            score = float(scores.human_normalised(self.game, mean))
             normalised = {"evaluation/human_normalised": score}
         return {
             "evaluation/return": mean,
@@ -57,7 +58,8 @@ def evaluate(
     num_envs: int = 8,
     seed: int | None = None,
     progress: bool = False,
-) -> Scores:
+    stop: Callable[[], bool] = lambda: False,
+) -> Scores | None:
     """Plays for `config.evaluate_steps` agent steps and returns the scores.
 
     The paper plays one game after the other for 125,000 agent steps with ε = 0.001. Here several
@@ -72,6 +74,10 @@ def evaluate(
       num_envs: games side by side.
       seed: of the games and of ε; None takes the configuration's.
       progress: show a progress bar.
+      stop: asked at every step whether to give up.
+
+    Returns:
+      The scores; None where `stop` said so.
     """
     seed = config.seed if seed is None else seed
     env = make_atari(
@@ -83,7 +89,7 @@ def evaluate(
     returns: list[float] = []
     steps = 0
     bar = Progress(config.evaluate_steps, "agent steps", quiet=not progress)
-    while running.any():
+    while running.any() and not stop():
         steps += int((now.valid & running).sum())
         now = env.step(policy(now.frame, now.first))
         over = now.episode_over & running
@@ -93,6 +99,8 @@ def evaluate(
             bar.update(steps, {"games": len(returns), "return": float(np.mean(returns))})
     bar.close()
     env.close()
+    if running.any():
+        return None
     return Scores(np.asarray(returns, np.float32), steps, config.game)
 
 

@@ -24,6 +24,7 @@ def evaluate(
     *,
     steps: int,
     epsilon: float,
+    bounds: jax.Array | None = None,
     num_envs: int = 8,
     seed: int = 0,
     progress: bool = False,
@@ -39,6 +40,7 @@ def evaluate(
       game: one of `minatar_env.GAMES`.
       steps: environment steps per agent, over its `num_envs` games.
       epsilon: probability of a uniformly random action, in [0, 1].
+      bounds: k of each agent `(A,)`, where it isn't the same for all.
       num_envs: games side by side, per agent.
       seed: of the games and of ε.
       progress: show a progress bar.
@@ -56,8 +58,8 @@ def evaluate(
             raise ValueError(f"{name} must be at least {least}, found {value}")
     env = minatar_env.minatar(game)
     count = jax.tree.leaves(state.params)[0].shape[0]
-    keys = jax.random.split(jax.random.key(seed), (count, num_envs))
-    games = jax.jit(jax.vmap(jax.vmap(env.init)))(keys)
+    init_key, play_key = jax.random.split(jax.random.key(seed))
+    games = jax.jit(jax.vmap(jax.vmap(env.init)))(jax.random.split(init_key, (count, num_envs)))
     scores = jnp.zeros((count, num_envs), jnp.float32)
     play = jax.jit(functools.partial(_play, agent, env))
     running = np.ones((count, num_envs), bool)
@@ -66,8 +68,8 @@ def evaluate(
     bar = Progress(steps, "steps per agent", quiet=not progress)
     chunk = 0
     while running.any():
-        key = jax.random.fold_in(jax.random.key(seed), chunk)
-        games, scores, (over, ends) = play(state, games, scores, jnp.float32(epsilon), key)
+        key = jax.random.fold_in(play_key, chunk)
+        games, scores, (over, ends) = play(state, bounds, games, scores, jnp.float32(epsilon), key)
         for over_t, ends_t in zip(*map(np.asarray, (over, ends)), strict=True):
             used += running.sum(axis=1)
             finished = over_t & running
@@ -84,6 +86,7 @@ def _play(
     agent: Agent,
     env: MinAtar,
     state: AgentState,
+    bounds: jax.Array | None,
     games: minatar_env.EnvState,
     scores: jax.Array,
     epsilon: jax.Array,
@@ -92,14 +95,15 @@ def _play(
     """Plays `CHUNK` steps everywhere; what ended and with which return, `(CHUNK, A, N)` each."""
     count, num_envs = scores.shape
 
+    def act(state: AgentState, bound: jax.Array | None, obs: jax.Array, key: jax.Array):
+        one = agents.with_bound(agent, bound)
+        return agents.act_evaluation(one, state, obs, epsilon, key)
+
     def step(carry: tuple[minatar_env.EnvState, jax.Array], key: jax.Array):
         games, scores = carry
         act_key, env_key = jax.random.split(key)
-        act = functools.partial(agents.act_evaluation, agent)
         obs = jax.vmap(jax.vmap(env.observe))(games)
-        actions = jax.vmap(act, (0, 0, None, 0))(
-            state, obs, epsilon, jax.random.split(act_key, count)
-        )
+        actions = jax.vmap(act)(state, bounds, obs, jax.random.split(act_key, count))
         keys = jax.random.split(env_key, (count, num_envs))
         games, rewards, over, _ = jax.vmap(jax.vmap(env.step))(games, actions, keys)
         scores = scores + rewards

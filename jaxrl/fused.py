@@ -46,7 +46,7 @@ __all__ = [
     "train",
 ]
 
-_INIT, _WARMUP, _TRAIN = range(3)  # domains of the random keys
+_INIT, _WARMUP, _TRAIN, _SAMPLE = range(4)  # domains of the random keys
 
 
 def make(config: MinAtarConfig, hyper: Hyper) -> tuple[MinAtar, Agent]:
@@ -111,9 +111,9 @@ def interval(config: MinAtarConfig, carry: Carry, hyper: Hyper) -> tuple[Carry, 
         return lax.while_loop(lambda state: state[0].step < stop, body, state)
 
     def random_step(state: tuple[Carry, Totals]) -> tuple[Carry, Totals]:
-        key = _key(state[0], _WARMUP)
-        action = jax.random.randint(jax.random.fold_in(key, 1), (), 0, env.num_actions)
-        return _step(env, *state, env.observe(state[0].env), action, key)
+        action_key, env_key = jax.random.split(_key(state[0], _WARMUP))
+        action = jax.random.randint(action_key, (), 0, env.num_actions)
+        return _step(env, *state, env.observe(state[0].env), action, env_key)
 
     def to_sync(state: tuple[Carry, Totals]) -> tuple[Carry, Totals]:
         sync = (state[0].step // period + 1) * period
@@ -224,7 +224,7 @@ def _update(
         carry = dataclasses.replace(carry, agent=learner)
         return _step(env, carry, totals, obs, action[0], env_key)
 
-    key = jax.random.fold_in(_key(carry, _TRAIN), 2)
+    key = _key(carry, _SAMPLE)
     carry, totals = lax.fori_loop(0, config.update_period, act_step, (carry, totals))
     batch = device_replay.sample(
         carry.replay,

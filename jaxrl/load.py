@@ -27,12 +27,14 @@ class Loaded:
       agent: its static parts.
       state: its arrays; with a leading axis of agents (see `fused.agents_of`) for MinAtar.
       step: agent steps so far.
+      bounds: `(A,)`, k of each agent of a sweep over it, for `agents.with_bound`; else None.
     """
 
     config: AtariConfig | MinAtarConfig
     agent: Agent
     state: AgentState
     step: int
+    bounds: jax.Array | None = None
 
 
 def load_agent(path: str | Path, step: int | None = None) -> Loaded:
@@ -51,6 +53,7 @@ def load_agent(path: str | Path, step: int | None = None) -> Loaded:
     step = checkpoints.latest() if step is None else step
     if step is None:
         raise FileNotFoundError(f"no checkpoint yet in {run.checkpoints}")
+    bounds = None
     if isinstance(config, AtariConfig):
         env = make_atari(config.game, 1)
         agent = make_agent(config, env.num_actions)
@@ -58,7 +61,8 @@ def load_agent(path: str | Path, step: int | None = None) -> Loaded:
         like = jax.eval_shape(lambda: agents.init(agent, jax.random.key(0), OBS_SHAPE))
     else:
         keys, hypers = fused.agents_of(config)
+        bounds = hypers.bound if config.sweep.bound else None
         _, agent = fused.make(config, jax.tree.map(lambda x: x[0], hypers))
         like = jax.eval_shape(functools.partial(fused.init_many, config), keys, hypers).agent
     tree, _ = checkpoints.restore(step, {"agent": like}, partial=True)
-    return Loaded(config, agent, tree["agent"], step)
+    return Loaded(config, agent, tree["agent"], step, bounds)  # pyright: ignore[reportArgumentType]

@@ -96,8 +96,8 @@ def run(
 
     Yields:
       After each iteration the agent steps so far as `step`; about every `config.log_every` of
-      them, everything else too (`loss`, `q`, `sigma/…`, `return`, `epsilon`, …). The values of a
-      learner's metrics are device arrays: fetching them waits for the device.
+      them, everything else too (`loss`, `q`, `sigma/…`, `return`, `updates`, `games`). The values
+      of a learner's metrics are device arrays: fetching them waits for the device.
     """
     now = env.reset()
     steps = int(jax.device_get(progress.steps))

@@ -124,7 +124,7 @@ def minatar_net(
     Args:
       num_actions: A; the paper uses all 6.
       num_atoms: 51 for C51, None for DQN.
-      convs: channels of each 3×3 convolution; the paper sweeps from (16,) to (32, 32, 32).
+      convs: channels of each 3×3 convolution; the authors sweep from (24,) to (24, 24, 24, 24).
       hidden: widths of the dense layers.
       **options: `spectral`, `bound`, `div_out`, `conv_method` of `ConvNet`.
     """

@@ -76,7 +76,11 @@ def presets() -> dict[str, Preset]:
     median = "paper, median human-normalised score of 54 games"
     curves = "the paper prints curves only; compare with RESULTS.md"
     heat = "a heat map of returns over learning rate and eps, the paper's sweep; it prints no table"
-    dqn_sweep = dataclasses.replace(_MINATAR_DQN, sweep=_SWEEP, num_seeds=2, convs=(24,))
+    c51 = f"{curves}; periods as in its DQN sweeps, where the authors' C51 has 1 and 1,000"
+    # Lines of the log are frequent, because a stop is heeded at one.
+    dqn_sweep = dataclasses.replace(
+        _MINATAR_DQN, sweep=_SWEEP, num_seeds=2, convs=(24,), log_every=2_000
+    )
     return {
         "atari-dqn": Preset(_ATARI_DQN, "DQN with Adam, the paper's baseline"),
         "atari-dqn-nature": Preset(_ATARI_DQN_NATURE, "Mnih et al. 2015: Pong 18.9"),
@@ -89,10 +93,10 @@ def presets() -> dict[str, Preset]:
         "minatar-dqn-sweep": Preset(dqn_sweep, heat),
         "minatar-dqn-sn-sweep": Preset(_with(dqn_sweep, _SN), heat),
         "minatar-dqn-sn2-sweep": Preset(_with(dqn_sweep, _SN2), heat),
-        "minatar-c51": Preset(_MINATAR_C51, curves),
-        "minatar-c51-sn": Preset(_with(_MINATAR_C51, _SN), curves),
-        "minatar-c51-divgrad": Preset(_with(_MINATAR_C51, _DIV_GRAD), curves),
-        "minatar-c51-muleps": Preset(_with(_MINATAR_C51, _MUL_EPS), curves),
+        "minatar-c51": Preset(_MINATAR_C51, c51),
+        "minatar-c51-sn": Preset(_with(_MINATAR_C51, _SN), c51),
+        "minatar-c51-divgrad": Preset(_with(_MINATAR_C51, _DIV_GRAD), c51),
+        "minatar-c51-muleps": Preset(_with(_MINATAR_C51, _MUL_EPS), c51),
     }
 
 

@@ -165,15 +165,6 @@ class HostReplay:
         found = self.is_start(env, row)
         return env[found], row[found]
 
-    def can_sample(self, batch_size: int = 1) -> bool:
-        """Whether `batch_size` different transitions are stored; looks at the newest rows first."""
-        end, found, count = self._filled - self.n_step, 0, batch_size
-        while end > 0 and found < batch_size:
-            begin = max(end - count, 0)
-            found += len(self._oldest_starts(begin, end)[0])
-            end, count = begin, 4 * count
-        return found >= batch_size
-
     def draw(self, rng: np.random.Generator, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
         """Chooses starts uniformly, with replacement, over exactly the stored transitions.
 

@@ -95,6 +95,11 @@ def paper_games() -> tuple[str, ...]:
     return tuple(game for game in games() if game not in NOT_IN_PAPER)
 
 
+def has_human(game: str) -> bool:
+    """Whether a human score is published for a game, in any spelling; many games have none."""
+    return _names().get(_key(game)) in games()
+
+
 def random_and_human(game: str) -> tuple[float, float]:
     """Reference scores of a random player and of a human tester, in points of the game.
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from fourfold.runtime import mesh as meshes
 from fourfold.runtime.checkpoint import Checkpoints
-from fourfold.runtime.metrics import Metrics
+from fourfold.runtime.metrics import METRICS, Metrics, read_metrics
 from fourfold.runtime.preemption import Preemption
 from fourfold.runtime.run_dir import RunDir
 from jaxrl import agent as agents
@@ -84,32 +84,46 @@ def train(
         meshes.batch_sharding(mesh),
     )
     next_save = start + config.checkpoint_every
-    next_evaluation = _next_multiple(start, config.evaluate_every)
+    evaluated = _last_evaluation(run, start)
     options = {"start": start, "tensorboard": tensorboard, "wandb": wandb, "quiet": quiet}
     with (
         Metrics(run.path, config.steps, "agent steps", config=saved, **options) as metrics,
         Preemption() as preemption,
     ):
+        alone = jax.process_count() == 1
+
+        def evaluate_at(step: int) -> int:
+            """Evaluates if that is due; returns the step of the last evaluation."""
+            every = config.evaluate_every
+            if not every or step // every <= evaluated // every:
+                return evaluated
+            scores = evaluate.evaluate(
+                agent, progress.agent, config, stop=lambda: alone and preemption.requested
+            )
+            if scores is None:
+                return evaluated
+            metrics.write(step, scores.metrics())
+            return step
+
+        # A run may have been killed between a checkpoint and the evaluation of it.
+        evaluated = evaluate_at(start)
         for line in loop.run(config, env, memory, functions, stack, progress):
             step = line.pop("step")
-            stop = (
-                bool(line) and preemption.agreed()
-                if jax.process_count() > 1
-                else preemption.requested
-            )
+            stop = preemption.requested if alone else bool(line) and preemption.agreed()
             if line:
                 metrics.write(step, line)
             if stop or step >= next_save or step >= config.steps:
                 next_save += config.checkpoint_every
                 _save(checkpoints, step, progress, memory)
+            if not stop:
+                evaluated = evaluate_at(step)
+                stop = alone and preemption.requested
+                if stop:  # during an evaluation; where this step was saved already, that is all
+                    _save(checkpoints, step, progress, memory)
             if stop:
                 if meshes.is_lead():
                     print(preemption.farewell(step))
                 break
-            if next_evaluation and step >= next_evaluation:
-                next_evaluation += config.evaluate_every
-                scores = evaluate.evaluate(agent, progress.agent, config)
-                metrics.write(step, scores.metrics())
     env.close()
     if meshes.is_lead():
         plots.atari(run, config)
@@ -154,5 +168,9 @@ def _restore(
     return loop.Progress(**tree, **extra["counts"])
 
 
-def _next_multiple(step: int, period: int) -> int | None:
-    return (step // period + 1) * period if period else None
+def _last_evaluation(run: RunDir, start: int) -> int:
+    """Returns the step of the last evaluation up to `start`, by the log; 0 if there was none."""
+    if not start or not (run.path / METRICS).exists():
+        return 0
+    rows = (row for row in read_metrics(run.path) if "evaluation/return" in row)
+    return max((row["step"] for row in rows if row["step"] <= start), default=0)

@@ -115,20 +115,20 @@ def minatar_moments(
 ) -> Iterator[Moment]:
     """Plays one full game with one agent, whose arrays have no axis of agents."""
     env = minatar_env.minatar(game)
-    key = jax.random.key(seed)
+    init_key, act_keys, env_keys = jax.random.split(jax.random.key(seed), 3)
 
     @jax.jit
     def look(state, now, count):
         obs = env.observe(now)
-        act_key = jax.random.fold_in(key, 2 * count)
+        act_key = jax.random.fold_in(act_keys, count)
         action = agents.act_evaluation(agent, state, obs[None], epsilon, act_key)[0]
         return obs, agents.outputs_evaluation(agent, state, obs[None])[0], action
 
     @jax.jit
     def step(now, action, count):
-        return env.step(now, action, jax.random.fold_in(key, 2 * count + 1))
+        return env.step(now, action, jax.random.fold_in(env_keys, count))
 
-    now, score, count = jax.jit(env.init)(key), 0.0, 0
+    now, score, count = jax.jit(env.init)(init_key), 0.0, 0
     while True:
         obs, outputs, action = look(state, now, jnp.int32(count))
         moment = Moment(minatar_env.draw(np.asarray(obs)), np.asarray(outputs), int(action), score)

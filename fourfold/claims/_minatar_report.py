@@ -199,7 +199,8 @@ def _text(results: Mapping[str, Mapping[str, Result]], plan: Plan) -> str:
         f"random; exploration ends at step {plan.exploration.end_step:,} (250,000), and the "
         f"target network is copied every {plan.target_period:,} steps (4,000). Nothing was tuned "
         "for any variant. The paper's sweeps on MinAtar are of DQN and print curves, so its "
-        "column says in words what its text says.",
+        "column says in words what its text says, and the protocol is that of those sweeps (the "
+        "authors' configuration of C51 on MinAtar updates at every step and syncs every 1,000).",
         "Smoothness: the norm of the layer as the forward pass uses it is a singular value of the "
         f"trained weights, and the stretches are over {pairs:,} pairs of successive observations "
         "from the baseline's games, the same for every variant. A norm may exceed 1 a little, "

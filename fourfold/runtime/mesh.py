@@ -138,9 +138,9 @@ def make_mesh(num_devices: int | None = None, axis: str = "data") -> Mesh:
     return jax.make_mesh((count,), (axis,), axis_types=(AxisType.Auto,), devices=devices)
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The leading axis split over the mesh's first axis."""
-    return NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
+def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
+    """One axis, the leading one by default, split over the mesh's first axis."""
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, mesh.axis_names[0]))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -148,36 +148,38 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def global_batch(mesh: Mesh, local: T) -> T:
+def global_batch(mesh: Mesh, local: T, axis: int = 0) -> T:
     """Joins the batches of the processes into global arrays split over the mesh.
 
     Args:
       mesh: from `make_mesh`.
-      local: a pytree of host arrays (B_local, ...), this process's part of the batch; B_local is
-        the same on every process.
+      local: a pytree of host arrays (..., B_local, ...), this process's part of the batch; B_local
+        is the same on every process.
+      axis: that of the batch.
 
     Returns:
-      The same pytree of `jax.Array`s (B_local * number of processes, ...), split over the leading
-      axis. Row order is the order of the processes.
+      The same pytree of `jax.Array`s (..., B_local * number of processes, ...), split over `axis`.
+      Row order is the order of the processes.
 
     Raises:
-      ValueError: an array has no leading axis, or the global batch isn't divisible by the devices.
+      ValueError: an array has no such axis, or the global batch isn't divisible by the devices.
     """
-    sharding = batch_sharding(mesh)
+    sharding = batch_sharding(mesh, axis)
     devices = mesh.shape[mesh.axis_names[0]]
     processes = len({device.process_index for device in mesh.devices.flat})
 
     def place(path: jax.tree_util.KeyPath, leaf: np.ndarray) -> jax.Array:
         leaf = np.asarray(leaf)
         name = jax.tree_util.keystr(path) or "the batch"
-        if leaf.ndim == 0:
-            raise ValueError(f"{name} is a scalar; a batch needs a leading axis")
-        rows = leaf.shape[0] * processes
+        if leaf.ndim <= axis:
+            raise ValueError(f"{name} has shape {leaf.shape}; a batch needs an axis {axis}")
+        rows = leaf.shape[axis] * processes
         if rows % devices:
             raise ValueError(
-                f"{name}: the global batch of {rows} rows ({leaf.shape[0]} from each of "
+                f"{name}: the global batch of {rows} rows ({leaf.shape[axis]} from each of "
                 f"{processes} processes) is not divisible by the {devices} devices"
             )
-        return jax.make_array_from_process_local_data(sharding, leaf, (rows, *leaf.shape[1:]))
+        shape = (*leaf.shape[:axis], rows, *leaf.shape[axis + 1 :])
+        return jax.make_array_from_process_local_data(sharding, leaf, shape)
 
     return jax.tree_util.tree_map_with_path(place, local)

@@ -59,8 +59,10 @@ def test_finished_claims_are_reused_and_failed_ones_tried_again(registry, tmp_pa
     assert _reproduce(tmp_path) == 1
     assert registry == [("two", "laptop")]
     registry.clear()
+    part = tmp_path / "laptop" / "three" / "part.npz"
+    part.write_text("what an earlier attempt left for a resumption")
     assert _reproduce(tmp_path, "--only", "three", "--fresh") == 0
-    assert registry == [("three", "laptop")]
+    assert registry == [("three", "laptop")] and not part.exists()
     # Those that were not asked for stay on the page.
     page = (tmp_path / "laptop" / "report.html").read_text()
     assert "Title one" in page and "Title three" in page

@@ -34,7 +34,7 @@ def test_an_indivisible_batch_names_rows_and_devices():
     devices = mesh.make_mesh(4)
     with pytest.raises(ValueError, match=r"\['x'\].* 6 rows .* not divisible by the 4 devices"):
         mesh.global_batch(devices, {"x": np.zeros((6, 2), np.float32)})
-    with pytest.raises(ValueError, match="the batch is a scalar"):
+    with pytest.raises(ValueError, match=r"the batch has shape \(\); a batch needs an axis 0"):
         mesh.global_batch(devices, np.float32(3))
 
 
@@ -67,6 +67,15 @@ def joined(monkeypatch):
     ):
         monkeypatch.delenv(name, raising=False)
     return calls
+
+
+def test_the_batch_may_be_another_axis():
+    devices, batch = mesh.make_mesh(4), np.arange(24, dtype=np.float32).reshape(3, 8)
+    placed = mesh.global_batch(devices, batch, axis=1)
+    np.testing.assert_array_equal(placed, batch)
+    assert [shard.data.shape for shard in placed.addressable_shards] == [(3, 2)] * 4
+    with pytest.raises(ValueError, match="the batch has shape .8,.; a batch needs an axis 1"):
+        mesh.global_batch(devices, np.zeros(8, np.float32), axis=1)
 
 
 def test_one_process_joins_nothing(joined, monkeypatch):

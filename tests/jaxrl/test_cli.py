@@ -83,6 +83,8 @@ def test_a_wrong_command(capsys, words, message):
         (["--replay-capacity", "8"], "capacity is 8"),
         (["--replay", "device", "--num-devices", "2"], "needs one device, found 2"),
         (["--epochs", "3"], "--epochs"),
+        (["--seed", "99999999999999999999"], r"seed must be in \[0, 2147483648\), found 9999"),
+        (["--agent.spectral", "-2L", "--agent.bound", "2"], "bound 2.0 acts on nothing: give"),
     ],
 )
 def test_a_bad_option_is_named_and_nothing_written(tmp_path, capsys, options, message):
@@ -90,6 +92,28 @@ def test_a_bad_option_is_named_and_nothing_written(tmp_path, capsys, options, me
     assert re.search(message, said)
     assert said.strip().count("\n") <= 6  # a box around one line, at most
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--hidden", "0"], r"hidden must be one or more sizes of at least 1, found \(0,\)"),
+        (["--convs", "16", "-3"], r"convs must be one or more sizes of at least 1"),
+        (["--seed", "-1"], r"seed must be in \[0, 2147483648\), found -1"),
+        (["--sweep.bound", "1", "2"], "sweep.bound .* acts on nothing: give spectral"),
+        (["--sweep.eps", "0"], "sweep.eps must be different values above 0"),
+        (["--game", "pong"], "pong"),
+    ],
+)
+def test_a_bad_option_for_minatar(tmp_path, capsys, options, message):
+    said = fails(capsys, "train", "--preset", "minatar-dqn", "--out", tmp_path / "run", *options)
+    assert re.search(message, said) and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("text", ["[1]", '{"kind": "atari", "agent": 3}', "{}", "{"])
+def test_a_damaged_configuration(tmp_path, capsys, text):
+    (tmp_path / "config.json").write_text(text)
+    assert "JSON" in (said := fails(capsys, "evaluate", "--run", tmp_path)) or "kind" in said
 
 
 def test_folders(tmp_path, capsys):

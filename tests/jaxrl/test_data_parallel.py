@@ -190,7 +190,7 @@ def learner(name, devices):
     mesh = meshes.make_mesh(devices)
     config = AtariConfig(agent=CONFIGS[name], exploration=Exploration(warmup=8, end_step=16))
     functions = compiled.compile_functions(make(name), config, mesh, jax.random.key(1))
-    place = functools.partial(compiled.place, sharding=compiled.split_second(mesh), axis=1)
+    place = functools.partial(compiled.place, mesh=mesh, axis=1)
     # A copy: on one device, placing shares the memory that `learn` then takes for itself.
     own = jax.tree.map(jnp.copy, start(name))
     return functions, jax.device_put(own, meshes.replicated(mesh)), place, mesh

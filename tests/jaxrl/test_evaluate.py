@@ -131,6 +131,19 @@ def test_full_games_of_breakout_by_another_count(monkeypatch):
     assert scores.steps == played >= 400 and scores.returns.sum() > 0
 
 
+@pytest.mark.parametrize("game", ["DonkeyKong", "Tetris", "AirRaid", "Pong"])
+def test_any_game_may_be_evaluated(game):
+    metrics = module.Scores(np.float32([1.0, 3.0]), 10, game).metrics()
+    assert metrics["evaluation/return"] == 2.0
+    assert ("evaluation/human_normalised" in metrics) == (game == "Pong")
+
+
+def test_an_evaluation_that_is_told_to_stop_has_no_scores(short_games):
+    agent, state, config = make()
+    asked = iter([False] * 5 + [True])
+    assert evaluate(agent, state, config, num_envs=2, stop=lambda: next(asked)) is None
+
+
 @pytest.fixture
 def short_games(monkeypatch):
     """Games of 80 agent steps, in which Pong sees its first points."""

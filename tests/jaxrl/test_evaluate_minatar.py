@@ -1,6 +1,7 @@
 """Evaluating, watching and sweeping MinAtar runs, from their folders."""
 
 import dataclasses
+import functools
 import json
 
 import jax
@@ -10,7 +11,9 @@ import pytest
 
 pytest.importorskip("pgx")
 
+from fourfold.runtime.checkpoint import Checkpoints  # noqa: E402
 from fourfold.runtime.metrics import read_metrics  # noqa: E402
+from fourfold.runtime.run_dir import RunDir  # noqa: E402
 from jaxrl import agent as agents  # noqa: E402
 from jaxrl import cli, config_io, evaluate_minatar, fused, load, minatar_env, train_minatar, watch  # noqa: E402  # noqa: E402
 from jaxrl.config import AgentConfig, Exploration, MinAtarConfig, Sweep  # noqa: E402
@@ -176,6 +179,47 @@ def test_the_command_line(swept, capsys, tmp_path):
         cli.main(["watch", "--run", str(path), "--out", str(film), "--member", "12"])
     with pytest.raises(SystemExit, match=r"epsilon must be in \[0, 1\], found 2"):
         cli.main(["watch", "--run", str(path), "--out", str(film), "--epsilon", "2"])
+
+
+@pytest.mark.parametrize("member", [0, 3])
+def test_each_agent_keeps_its_own_bound(tmp_path, monkeypatch, member):
+    config = dataclasses.replace(CONFIG, sweep=Sweep(bound=(0.25, 100.0)))
+    keys, hypers = fused.agents_of(config)
+    loaded = _loaded(config, keys, hypers, tmp_path)
+    np.testing.assert_array_equal(loaded.bounds, np.float32([0.25, 0.25, 100, 100]))
+    one = jax.tree.map(lambda x: x[member], loaded.state)
+    own = fused.make(config, jax.tree.map(lambda x: x[member], hypers))[1]
+    obs = jnp.ones((1, 10, 10, 4), bool)
+    expected = agents.outputs_evaluation(own, one, obs)[0]
+    agent = agents.with_bound(loaded.agent, loaded.bounds[member])
+    moment = next(watch.minatar_moments(agent, one, "breakout", epsilon=0.0))
+    assert moment.outputs.shape == expected.shape
+    np.testing.assert_allclose(agents.outputs_evaluation(agent, one, obs)[0], expected, rtol=1e-5)
+    other = agents.with_bound(loaded.agent, loaded.bounds[3 - member])
+    apart = np.abs(agents.outputs_evaluation(other, one, obs)[0] - expected).max()
+    assert apart > 1e-4
+    # In an evaluation each agent acts under its own bound.
+    seen = []
+    act = agents.act_evaluation
+
+    def spy(agent, state, obs, epsilon, key):
+        jax.debug.callback(lambda k: seen.append(float(k)), agent.network.bound)
+        return act(agent, state, obs, epsilon, key)
+
+    monkeypatch.setattr(agents, "act_evaluation", spy)
+    monkeypatch.setattr(evaluate_minatar, "CHUNK", 3)
+    options = {"steps": 0, "epsilon": 1.0, "num_envs": 1, "bounds": loaded.bounds}
+    evaluate_minatar.evaluate(loaded.agent, loaded.state, "breakout", **options)
+    jax.effects_barrier()
+    assert set(seen) == {0.25, 100.0} and seen.count(0.25) == seen.count(100.0)
+
+
+def _loaded(config, keys, hypers, path):
+    """A run's folder as training leaves it, without the training."""
+    run = RunDir.create(path / "run", config_io.to_json(config))
+    carry = jax.jit(functools.partial(fused.init_many, config))(keys, hypers)
+    Checkpoints(run.checkpoints).save(0, carry)
+    return load.load_agent(run.path)
 
 
 def test_a_film_ends_with_its_game(swept):

@@ -74,17 +74,17 @@ def plain():
         agent_key, env_key = jax.random.split(jax.random.fold_in(key, 0))
         state, game = start(agent_key), jax.jit(env.init)(env_key)
         replay = device_replay.init(CONFIG.replay_capacity, 1, env.obs_shape, bool, stack=1)
-        warm_key, train_key = jax.random.fold_in(key, 1), jax.random.fold_in(key, 2)
+        warm_key, train_key, draw_key = (jax.random.fold_in(key, i) for i in (1, 2, 3))
         first, losses, yes, no = jnp.array([True]), [], jnp.array([True]), jnp.array([False])
         for step in range(CONFIG.steps):
             obs = observe(game)
             if step < plan.warmup:
-                game_key = jax.random.fold_in(warm_key, step)
-                action = jax.random.randint(jax.random.fold_in(game_key, 1), (), 0, 6)[None]
+                action_key, game_key = jax.random.split(jax.random.fold_in(warm_key, step))
+                action = jax.random.randint(action_key, (), 0, 6)[None]
             else:
                 step_key = jax.random.fold_in(train_key, step)
                 if step % 4 == 0:
-                    sample_key = jax.random.fold_in(step_key, 2)
+                    sample_key = jax.random.fold_in(draw_key, step)
                 act_key, game_key = jax.random.split(step_key)
                 epsilon = 1 - 0.9 * min((step - 60) / 100, 1)
                 action, state = act(state, obs[None], jnp.float32(epsilon), act_key)

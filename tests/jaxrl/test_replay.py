@@ -126,7 +126,6 @@ SETUPS = [
 
 jit_add = jax.jit(device_replay.add, donate_argnums=0)
 jit_is_start = jax.jit(device_replay.is_start, static_argnames=("stack", "n_step"))
-jit_can_sample = jax.jit(device_replay.can_sample, static_argnames=("stack", "n_step"))
 jit_draw = jax.jit(device_replay.draw, static_argnums=2, static_argnames=("stack", "n_step"))
 
 
@@ -199,8 +198,6 @@ def test_every_start_and_every_field_agree_with_the_oracle(setup, data):
     np.testing.assert_array_equal(host.is_start(env, row), starts)
     np.testing.assert_array_equal(jit_is_start(state, device_env, device_row, **static), starts)
     assert host.size == setup.num_envs * min(length, rows)
-    assert host.can_sample() == bool(jit_can_sample(state, **static)) == starts.any()
-    assert host.can_sample(int(starts.sum())) and not host.can_sample(int(starts.sum()) + 1)
     if not starts.any():
         with pytest.raises(ValueError, match="no transition to sample"):
             host.sample(np.random.default_rng(0), 4)
@@ -257,7 +254,6 @@ def test_host_finds_the_only_start_among_many_rows():
         host.add(np.zeros((2, 1, 1), np.uint8), np.zeros(2, int), np.zeros(2), no, no, no, valid)
     env, row = host.draw(np.random.default_rng(0), 3)
     assert (env == 1).all() and (row == 1234).all()
-    assert host.can_sample(1) and not host.can_sample(2)
 
 
 def tell(flags: str, n_step: int, stack: int = 3) -> HostReplay:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import signal
 from types import SimpleNamespace
 
 import jax
@@ -212,6 +213,40 @@ def test_evaluation_changes_nothing_in_training(tmp_path, monkeypatch):
     scores = [line for line in lines(tmp_path / "run") if "evaluation/return" in line]
     assert [line["step"] // 100 for line in scores] == [1, 2, 3]
     assert all(line["evaluation/games"] >= 8 for line in scores)
+
+
+@pytest.mark.parametrize("moment", ["killed", "stopped"])
+def test_an_evaluation_cut_short_is_made_up_for(tmp_path, monkeypatch, moment):
+    """Killed or stopped in its last evaluation, a run evaluates that checkpoint when resumed."""
+    config, path = tiny(evaluate_every=120, steps=240), tmp_path / "run"
+    play, steps = evaluate.evaluate, []
+
+    def short(agent, state, config, **options):
+        scores = evaluate.Scores(np.float32([len(steps)]), 1, config.game)
+        steps.append(int(state.updates))
+        if len(steps) == 2:
+            if moment == "killed":
+                raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGTERM)
+            return play(agent, state, config, **options)
+        return scores
+
+    monkeypatch.setattr(evaluate, "evaluate", short)
+    if moment == "killed":
+        with pytest.raises(KeyboardInterrupt):
+            run(config, path)
+    else:
+        run(config, path)
+    found = [row["step"] for row in lines(path) if "evaluation/return" in row]
+    assert len(found) == 1 and len(steps) == 2
+    state = run(config, path, resume=True)
+    rows = [row for row in lines(path) if "evaluation/return" in row]
+    assert [row["evaluation/return"] for row in rows] == [0.0, 2.0]
+    # The same learner is evaluated that was to be, at the step of its checkpoint.
+    assert steps == [steps[0], int(state.updates), int(state.updates)]
+    assert rows[1]["step"] == Checkpoints(path / "checkpoints").latest()
+    run(config, path, resume=True)  # and no third time
+    assert len(steps) == 3
 
 
 # Errors: each before anything is written, or with nothing lost.
