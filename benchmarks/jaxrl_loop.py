@@ -5,7 +5,7 @@ the bare update take turns, a few seconds each; the share is the loop's agent st
 those that the update alone would allow (4 per update). Dopamine 4.1.2 runs in an environment of
 its own (`benchmarks/peers/dopamine_c51.py --install`), before and after.
 
-    python benchmarks/jaxrl_loop.py [--quick] [--num-envs 16] [--replay host|device]
+    python benchmarks/jaxrl_loop.py [--quick] [--num-envs 32] [--replay host|device]
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ DOPAMINE = Path(__file__).parent / "peers" / "dopamine_c51.py"
 def measure(config: AtariConfig, turns: int, seconds: float) -> tuple[float, float]:
     """Agent steps per second of the loop, and of the update alone (times update_period)."""
     mesh = meshes.make_mesh(1)
-    env = make_atari(config.game, config.num_envs)
+    env = make_atari(config.game, config.num_envs, num_threads=compiled.emulator_threads())
     agent = train.make_agent(config, env.num_actions)
     functions = compiled.compile_functions(agent, config, mesh, jax.random.key(1))
     memory = compiled.make_memory(config, config.num_envs, mesh)
@@ -46,9 +46,10 @@ def measure(config: AtariConfig, turns: int, seconds: float) -> tuple[float, flo
     (batch,) = memory.draw([size])
     loops, updates = [], []
     for _ in range(turns):
+        # Between two of these points lie as many iterations' updates as iterations.
+        first = last = next(lines)["step"]
         jax.block_until_ready(progress.agent)
         begin = time.perf_counter()
-        first = last = next(lines)["step"]
         while time.perf_counter() - begin < seconds:
             last = next(lines)["step"]
         jax.block_until_ready(progress.agent)
@@ -76,7 +77,7 @@ def main() -> None:
     """Prints the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="two minutes at most")
-    parser.add_argument("--num-envs", type=int, default=16)
+    parser.add_argument("--num-envs", type=int, default=32)
     parser.add_argument("--replay", choices=("host", "device"), default="host")
     args = parser.parse_args()
     turns, seconds = (4, 3.0) if args.quick else (10, 5.0)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
+import os
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -48,6 +50,18 @@ def cpu_options() -> dict[str, str] | None:
 def best_conv_method() -> ConvMethod:
     """Returns how convolutions run best on the default backend; see `networks.conv2d`."""
     return "direct" if jax.default_backend() == "gpu" else "space_to_depth"
+
+
+def emulator_threads() -> int | None:
+    """Returns how many threads the emulators should take: few where the learner is on the CPU too.
+
+    There the learner keeps all cores busy for ten times as long as a step of the emulators takes,
+    and each further thread of theirs takes one from it in the middle of a convolution.
+    """
+    if jax.default_backend() != "cpu":
+        return None
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, (cores or 1) // 4)
 
 
 def compile_functions(agent: Agent, config: AtariConfig, mesh: Mesh, key: jax.Array) -> Functions:
@@ -154,11 +168,12 @@ class HostMemory:
 
     def draw(self, sizes: Sequence[int]) -> list[FrameBatch]:
         """See `loop.Memory`; all batches are gathered, and cross to the devices, in one go."""
-        count = sum(sizes)
+        count, batches = sum(sizes), []
         drawn = self.replay.sample_frames(self.rng, count * self._batch)
         stacked = jax.tree.map(lambda x: x.reshape(count, self._batch, *x.shape[1:]), drawn)
-        batches = place(stacked, self._mesh, 1)
-        return [batches] if len(sizes) == 1 else _cut(batches, tuple(sizes))
+        for size, end in zip(sizes, itertools.accumulate(sizes), strict=True):
+            batches.append(FrameBatch(*(x[end - size : end] for x in stacked)))  # views
+        return place(batches, self._mesh, 1)
 
     def arrays(self) -> dict[str, Any]:
         """What a checkpoint keeps of it."""
@@ -234,12 +249,3 @@ def _share(total: int, processes: int, unit: int) -> int:
     if total % math.lcm(processes, unit):
         raise ValueError(f"{total} is not divisible by {unit} devices or {processes} processes")
     return total // processes
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def _cut(batches: FrameBatch, sizes: tuple[int, ...]) -> list[FrameBatch]:
-    ends = np.cumsum(sizes).tolist()
-    return [
-        jax.tree.map(lambda x: x[end - size : end], batches)  # noqa: B023
-        for size, end in zip(sizes, ends, strict=True)
-    ]

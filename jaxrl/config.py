@@ -121,7 +121,7 @@ class AtariConfig:
     exploration: Exploration = Exploration()
     steps: int = 50_000_000
     """Agent steps in all; the paper's 200M frames are 50M."""
-    num_envs: int = 16
+    num_envs: int = 32
     """Games played at once; the replay ratio stays the same for any number."""
     update_period: int = 4
     """Agent steps per update: with batches of 32, 8 samples per agent step as in the paper."""

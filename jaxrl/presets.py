@@ -1,7 +1,7 @@
 """Named configurations of the paper, each with its command, its run time and what to expect.
 
 A preset is where the command line starts from: every option may still be changed, as in
-`jaxrl train --preset atari-c51-sn --game Breakout --num-envs 16`.
+`jaxrl train --preset atari-c51-sn --game Breakout --num-envs 64`.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Preset:
     def run_time(self) -> str:
         """How long it takes on hardware on which it was measured."""
         if isinstance(self.config, AtariConfig):
-            return "4 days a game on 2 CPU cores (140 agent steps/s); not yet measured on a GPU"
+            return "3.6 days a game on 2 CPU cores (160 agent steps/s); not yet measured on a GPU"
         if self.config.sweep != Sweep():
             sweep = self.config.sweep
             agents = len(sweep.learning_rate) * len(sweep.eps) * self.config.num_seeds

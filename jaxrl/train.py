@@ -67,7 +67,10 @@ def train(
     mesh = meshes.make_mesh(num_devices)
     num_envs = _local_envs(config, mesh.size)
     seed = config.seed + 1_000_003 * jax.process_index()
-    env = make_atari(config.game, num_envs, protocol=config.protocol, seed=seed)
+    threads = compiled.emulator_threads()
+    env = make_atari(
+        config.game, num_envs, protocol=config.protocol, seed=seed, num_threads=threads
+    )
     agent = make_agent(config, env.num_actions)
     key_init, key_act = jax.random.split(jax.random.key(config.seed))
     memory = compiled.make_memory(config, num_envs, mesh)
