@@ -18,10 +18,10 @@ from fourfold.runtime.progress import format_seconds
 
 
 def format_number(value: float | str | None) -> str:
-    """A figure as a reader wants it: four digits, thousands apart, a dash for none.
+    """A figure as a reader wants it: five digits (248.45), thousands apart, a dash for none.
 
-    >>> format_number(248.453), format_number(1234567.8), format_number(-0.00012345)
-    ('248.5', '1,234,568', '−0.0001234')
+    >>> format_number(248.4534), format_number(1234567.8), format_number(-0.00012345)
+    ('248.45', '1,234,568', '−0.00012345')
     """
     if value is None:
         return "–"
@@ -29,7 +29,7 @@ def format_number(value: float | str | None) -> str:
         return value
     if not math.isfinite(value):
         return str(float(value))
-    text = f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.4g}"
+    text = f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.5g}"
     return text.replace("-", "−")
 
 
