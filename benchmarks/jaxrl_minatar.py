@@ -13,7 +13,6 @@ is copied instead of written in place, the larger one is slower.
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable
 
 import jax
@@ -61,7 +60,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer steps, no large replay")
     parser.add_argument("--game", default="breakout", help="which game (breakout)")
     arguments = parser.parse_args()
-    jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+    meshes.one_cpu_device_per_core()
     steps, repeats = (200, 3) if arguments.quick else (1_000, 7)
 
     trainers = {seeds: trainer(arguments.game, seeds, steps, 10_000) for seeds in SEEDS}

@@ -158,6 +158,7 @@ def _train(words: list[str]) -> None:
     if cls is TrainAtari:
         from jaxrl.train import train
     else:
+        mesh.one_cpu_device_per_core()
         from jaxrl.train_minatar import train
     options = {f.name: getattr(given.run, f.name) for f in dataclasses.fields(Run)}
     default = Path("runs") / f"{name}-{given.config.game.lower()}-s{given.config.seed}"

@@ -73,7 +73,7 @@ def run_plan(
     plan: Plan, variants: Mapping[str, AgentConfig], scale: str, out: Path, progress: Progress
 ) -> Claim:
     """Does what `run` does, for any plan and variants; the first variant is the baseline."""
-    _one_device_per_core()
+    meshes.one_cpu_device_per_core()
     results: dict[str, dict[str, Result]] = {}
     total, done = len(plan.games) * len(variants), 0
     for game in plan.games:
@@ -175,14 +175,3 @@ def load(path: Path, config: MinAtarConfig) -> Result | None:
 
 def _text(config: MinAtarConfig) -> str:
     return json.dumps(dataclasses.asdict(config), sort_keys=True)
-
-
-def _one_device_per_core() -> None:
-    """Splits a CPU into a device per core, so that seeds train side by side; see RESULTS.md.
-
-    JAX allows that only before its first computation; after it, what devices there are will do.
-    """
-    try:
-        jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
-    except (RuntimeError, AttributeError):
-        pass

@@ -85,6 +85,21 @@ def initialize(
     return False
 
 
+def one_cpu_device_per_core() -> None:
+    """Splits a CPU into a device per core, for programs that run one agent or more on each.
+
+    Where the user chose a number (`JAX_NUM_CPU_DEVICES`, or XLA's flag), that stands. JAX allows it
+    only before its first computation; after it, what devices there are will do.
+    """
+    chosen = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if chosen or "JAX_NUM_CPU_DEVICES" in os.environ:
+        return
+    try:
+        jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+    except (RuntimeError, AttributeError):
+        pass
+
+
 def is_lead() -> bool:
     """Whether this process writes the logs, prints, and names the folders (process 0)."""
     return jax.process_index() == 0

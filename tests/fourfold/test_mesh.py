@@ -1,5 +1,10 @@
 """The mesh, batches onto it, and when a run is taken for a distributed one."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -67,6 +72,24 @@ def joined(monkeypatch):
     ):
         monkeypatch.delenv(name, raising=False)
     return calls
+
+
+@pytest.mark.parametrize("chosen", [{}, {"JAX_NUM_CPU_DEVICES": "5"}])
+def test_a_device_per_core_unless_the_user_chose(chosen):
+    code = """
+import jax
+from fourfold.runtime import mesh
+mesh.one_cpu_device_per_core()
+count = jax.device_count()
+mesh.one_cpu_device_per_core()  # too late: nothing happens
+print(count, jax.device_count())
+"""
+    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | chosen
+    command = [sys.executable, "-c", code]
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, check=True)
+    expected = chosen.get("JAX_NUM_CPU_DEVICES", str(len(os.sched_getaffinity(0))))
+    assert done.stdout.split() == [expected] * 2
 
 
 def test_the_batch_may_be_another_axis():
