@@ -292,7 +292,8 @@ def test_dqn_targets_and_gradient_against_numpy(loss):
 def test_div_grad_and_mul_eps_act_on_the_hooked_kernel_alone(bound):
     agent_of = functools.partial(make, spectral=("-2L",), bound=bound)
     data = batch()
-    plain, _ = updates_on(agent_of(), start(agent_of()), data)
+    logging = make(spectral=("-2L",))
+    plain, _ = updates_on(logging, start(logging), data)
     sigma = float(plain.spectral["fc"]["sigma"])
     factor = sigma if bound is None else max(sigma / bound, 1)
     assert abs(factor - 1) > 0.05
