@@ -16,7 +16,6 @@ import argparse
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 from _bench import alternate, figure, median, show
 
 from fourfold.runtime import mesh as meshes
@@ -38,10 +37,10 @@ def trainer(game: str, seeds: int, steps: int, capacity: int) -> Callable[[], ja
         checkpoint_every=steps,
     )
     mesh = meshes.make_mesh(train_minatar.most_devices(seeds))
-    hyper = fused.hyper_of(config)
+    (keys, hypers), hyper = fused.agents_of(config), fused.hyper_of(config)
     functions = train_minatar.compile_functions(config, mesh, seeds, hyper)
-    hypers = functions.place(jax.tree.map(lambda x: jnp.full((seeds,), x), hyper))
-    carry = functions.init(functions.place(fused.seed_keys(config)), hypers)
+    keys, hypers = functions.place((keys, hypers))
+    carry = functions.init(keys, hypers)
     carry, _ = functions.interval(carry, hypers)  # the warm-up
 
     def run() -> jax.Array:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-import os
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -16,6 +15,7 @@ from jax import lax
 from jax.sharding import Mesh
 
 from fourfold.runtime import mesh as meshes
+from fourfold.runtime.hardware import cores
 from jaxrl import agent as agents
 from jaxrl import device_replay
 from jaxrl.agent import Agent, AgentState, Metrics
@@ -60,8 +60,7 @@ def emulator_threads() -> int | None:
     """
     if jax.default_backend() != "cpu":
         return None
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, (cores or 1) // 4)
+    return max(1, cores() // 4)
 
 
 def compile_functions(agent: Agent, config: AtariConfig, mesh: Mesh, key: jax.Array) -> Functions:

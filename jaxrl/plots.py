@@ -51,9 +51,7 @@ def minatar(run: RunDir, config: MinAtarConfig) -> None:
 def _curve(run: RunDir, config: MinAtarConfig, steps: np.ndarray, returns: np.ndarray) -> None:
     figure, axes = _figure(1, 1)
     ax, many = axes[0, 0], len(returns) > 1
-    with np.errstate(invalid="ignore"):
-        known = np.isfinite(returns)
-        ax.plot(steps, np.where(known, returns, 0).sum(axis=0) / known.sum(axis=0))
+    ax.plot(steps, scores.finite_mean(returns, axis=0))
     if many:
         ax.fill_between(steps, *scores.bootstrap(returns), alpha=0.3, linewidth=0)
     band = f"{len(returns)} seeds, 95 % bootstrap band" if many else "1 seed"
@@ -68,13 +66,15 @@ def _heat_map(run: RunDir, config: MinAtarConfig, returns: np.ndarray) -> None:
     epses = sweep.eps or (agent.eps,)
     bounds: tuple[float | None, ...] = sweep.bound or (agent.bound,)
     last = returns[:, -max(1, returns.shape[1] // 5) :]
-    known = np.isfinite(last)
-    means = np.where(known, last, 0).sum(axis=1) / np.maximum(known.sum(axis=1), 1)
-    grid = means.reshape(len(rates), len(epses), len(bounds), config.num_seeds).mean(axis=3)
+    shape = (len(rates), len(epses), len(bounds), config.num_seeds)
+    # An agent whose games didn't end in that time has no return; nor has a cell of such agents.
+    grid = scores.finite_mean(scores.finite_mean(last, axis=1).reshape(shape), axis=3)
+    known = grid[np.isfinite(grid)]
+    low, high = (known.min(), known.max()) if known.size else (0.0, 1.0)
     figure, axes = _figure(1, len(bounds))
-    image, middle = None, (grid.min() + grid.max()) / 2
+    image, middle = None, (low + high) / 2
     for ax, panel, bound in zip(axes.flat, np.moveaxis(grid, 2, 0), bounds, strict=True):
-        image = ax.imshow(panel, origin="lower", aspect="auto", vmin=grid.min(), vmax=grid.max())
+        image = ax.imshow(panel, origin="lower", aspect="auto", vmin=low, vmax=high)
         for i, j in itertools.product(range(len(rates)), range(len(epses))):
             ink = "black" if panel[i, j] > middle else "white"
             ax.text(j, i, f"{panel[i, j]:.3g}", ha="center", va="center", fontsize=7, color=ink)

@@ -223,6 +223,14 @@ def interval(
     return Interval(float(reduce([runs[None] for runs in games])[0]), float(low), float(high))
 
 
+def finite_mean(values: ArrayLike, axis: int) -> np.ndarray:
+    """Mean along an axis without what isn't finite; NaN where nothing is."""
+    values = np.asarray(values, np.float64)
+    known = np.isfinite(values)
+    total = np.where(known, values, 0.0).sum(axis=axis)
+    return np.where(known.any(axis=axis), total / np.maximum(known.sum(axis=axis), 1), np.nan)
+
+
 def bootstrap(
     values: ArrayLike, *, confidence: float = 0.95, reps: int = 2000, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -17,7 +17,7 @@ from fourfold.runtime.checkpoint import Checkpoints
 from fourfold.runtime.metrics import Metrics
 from fourfold.runtime.preemption import Preemption
 from fourfold.runtime.run_dir import RunDir
-from jaxrl import config_io, fused, plots
+from jaxrl import config_io, fused, plots, scores
 from jaxrl.config import MinAtarConfig
 from jaxrl.fused import Carry, Hyper
 
@@ -179,10 +179,5 @@ def summary(row: dict[str, np.ndarray]) -> dict[str, Any]:
     Agents without a value (NaN: no game ended, or no update yet) are left out of the mean.
     """
     names = ["return", *(name for name in row if name not in ("return", "episodes"))]
-    means = {name: _mean(row[name]) for name in names}
+    means = {name: float(scores.finite_mean(row[name], axis=0)) for name in names}
     return {**means, "episodes": int(row["episodes"].sum()), "returns": row["return"]}
-
-
-def _mean(values: np.ndarray) -> float:
-    known = values[np.isfinite(values)]
-    return float(known.mean()) if known.size else float("nan")

@@ -11,7 +11,6 @@ import numpy as np
 from fourfold.claims import Claim, Figure, Plot
 from jaxrl import scores
 from jaxrl.config import Exploration
-from jaxrl.scores import bootstrap
 
 Result = Mapping[str, np.ndarray]
 
@@ -48,7 +47,7 @@ def write(results: Mapping[str, Mapping[str, Result]], plan: Plan, scale: str) -
     for game, variants in results.items():
         ends = {name: final(result) for name, result in variants.items()}
         for name, values in ends.items():
-            low, high = bootstrap(values)
+            low, high = scores.bootstrap(values)
             figures.append(
                 Figure(
                     f"{game}, {name}: return",
@@ -171,7 +170,7 @@ def _smoothness(game: str, variants: Mapping[str, Result]) -> list[Figure]:
             ("layer", "largest stretch of a pair by the layer", "≤ 1" if normalised else None),
             ("q_mean", "change of Q per change of observation", None),
         ):
-            low, high = bootstrap(result[key])
+            low, high = scores.bootstrap(result[key])
             figures.append(
                 Figure(
                     f"{game}, {name}: {what}",
@@ -217,18 +216,12 @@ def _curves(results: Mapping[str, Mapping[str, Result]]) -> Plot:
     for axes, (game, variants) in zip(panels, results.items(), strict=True):
         for name, result in variants.items():
             steps = result["steps"]
-            line = axes.plot(steps, _mean(result["return"].T), label=name)[0]
-            low, high = bootstrap(result["return"].T)
+            line = axes.plot(steps, scores.finite_mean(result["return"].T, axis=0), label=name)[0]
+            low, high = scores.bootstrap(result["return"].T)
             axes.fill_between(steps, low, high, alpha=0.25, linewidth=0, color=line.get_color())
         axes.set(title=game, xlabel="steps", ylabel="return of a game, exploring")
         axes.legend(frameon=False)
     return Plot("Learning curves", picture, "Mean over seeds, with 95 % bootstrap bands.")
-
-
-def _mean(values: np.ndarray) -> np.ndarray:
-    known = np.isfinite(values)
-    total = np.where(known, values, 0).sum(axis=0)
-    return np.where(known.any(axis=0), total / np.maximum(known.sum(axis=0), 1), np.nan)
 
 
 def _bars(results: Mapping[str, Mapping[str, Result]]) -> Plot:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from fourfold.claims import Claim, Progress
@@ -129,10 +128,11 @@ def train_and_measure(
     """
     began = time.monotonic()
     seeds, hyper = config.num_seeds, fused.hyper_of(config)
+    keys, hypers = fused.agents_of(config)
     mesh = meshes.make_mesh(train_minatar.most_devices(seeds))
     functions = train_minatar.compile_functions(config, mesh, seeds, hyper)
-    hypers = functions.place(jax.tree.map(lambda x: jnp.full((seeds,), x), hyper))
-    carry = functions.init(functions.place(fused.seed_keys(config)), hypers)
+    keys, hypers = functions.place((keys, hypers))
+    carry = functions.init(keys, hypers)
     rows, steps = [], []
     for step, row, after in train_minatar.intervals(functions, carry, hypers, config.steps):
         carry = after

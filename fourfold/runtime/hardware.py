@@ -25,7 +25,8 @@ def _memory_gib() -> float | None:
     return round(pages / 2**30, 1)
 
 
-def _cores() -> int:
+def cores() -> int:
+    """How many cores this process may use."""
     # What this process may use, which in a container is less than what the machine has.
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
@@ -45,7 +46,7 @@ def hardware() -> dict[str, str | int | float | None]:
     devices = jax.devices()
     return {
         "cpu": _cpu_model(),
-        "cores": _cores(),
+        "cores": cores(),
         "memory_gib": _memory_gib(),
         "python": platform.python_version(),
         "jax": jax.__version__,

@@ -13,6 +13,8 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from fourfold.runtime.hardware import cores
+
 T = TypeVar("T")
 
 
@@ -95,8 +97,8 @@ def one_cpu_device_per_core() -> None:
     if chosen or "JAX_NUM_CPU_DEVICES" in os.environ:
         return
     try:
-        jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
-    except (RuntimeError, AttributeError):
+        jax.config.update("jax_num_cpu_devices", cores())
+    except RuntimeError:
         pass
 
 

@@ -15,7 +15,17 @@ from fourfold.runtime.checkpoint import Checkpoints  # noqa: E402
 from fourfold.runtime.metrics import read_metrics  # noqa: E402
 from fourfold.runtime.run_dir import RunDir  # noqa: E402
 from jaxrl import agent as agents  # noqa: E402
-from jaxrl import cli, config_io, evaluate_minatar, fused, load, minatar_env, train_minatar, watch  # noqa: E402  # noqa: E402
+from jaxrl import (  # noqa: E402
+    cli,
+    config_io,
+    evaluate_minatar,
+    fused,
+    load,
+    minatar_env,
+    plots,
+    train_minatar,
+    watch,
+)
 from jaxrl.config import AgentConfig, Exploration, MinAtarConfig, Sweep  # noqa: E402
 
 CONFIG = MinAtarConfig(
@@ -77,6 +87,15 @@ def test_a_sweep_draws_a_heat_map_and_logs_every_agent(swept):
     assert (path / "plots" / "sweep.png").stat().st_size > 5_000
     assert not (path / "plots" / "return.png").exists()
     assert all(len(row["returns"]) == 12 for row in read_metrics(path))
+
+
+@pytest.mark.parametrize("value", ["NaN", 1.0])
+def test_a_heat_map_of_agents_that_ended_no_game(tmp_path, value):
+    run = RunDir.create(tmp_path / "run", config_io.to_json(CONFIG))
+    rows = [{"step": 20, "returns": ["NaN"] * 11 + [value]}]
+    (run.path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    plots.minatar(run, CONFIG)
+    assert (run.plots / "sweep.png").stat().st_size > 5_000
 
 
 def test_a_sweep_keeps_its_configuration(swept):

@@ -152,6 +152,12 @@ def test_interval_says_what_is_wrong(values, kwargs, message):
         scores.interval(values, **kwargs)
 
 
+def test_the_mean_of_what_is_finite():
+    values = [[1.0, np.nan, np.nan], [3.0, 4.0, np.inf]]
+    np.testing.assert_array_equal(scores.finite_mean(values, axis=0), [2.0, 4.0, np.nan])
+    np.testing.assert_array_equal(scores.finite_mean(values, axis=1), [1.0, 3.5])
+
+
 def test_bootstrap():
     values = np.random.default_rng(0).normal(size=(25, 7))
     low, high = scores.bootstrap(values)
