@@ -25,7 +25,7 @@ INPUTS := pyproject.toml constraints.txt
 help:
 	@sed -n 's/^#   //p' Makefile
 
-reproduce: $(VENV)/.installed-rl
+reproduce: $(VENV)/.installed-claims
 	$(BIN)/fourfold reproduce --scale $(SCALE) --out $(OUT) $(ARGS)
 
 test: $(VENV)/.installed-test
@@ -49,9 +49,9 @@ clean:
 # ---- installation --------------------------------------------------------------------------------
 # Pip reads the whole set at once, so each stamp names every extra that its target needs.
 
-$(VENV)/.installed-rl: EXTRAS := rl
-$(VENV)/.installed-test: EXTRAS := rl,test
-$(VENV)/.installed-bench: EXTRAS := rl,bench
+$(VENV)/.installed-claims: EXTRAS := rl,ssl
+$(VENV)/.installed-test: EXTRAS := rl,ssl,test
+$(VENV)/.installed-bench: EXTRAS := rl,ssl,bench
 
 $(VENV)/.installed-%: $(INPUTS) | $(VENV)/.created
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \

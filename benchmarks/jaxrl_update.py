@@ -24,9 +24,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fourfold.runtime.hardware import cpu_options
 from jaxrl import agent as agents
 from jaxrl import networks
-from jaxrl.compiled import best_conv_method, cpu_options
+from jaxrl.compiled import best_conv_method
 from jaxrl.config import AgentConfig
 from jaxrl.types import Transition
 

@@ -15,7 +15,7 @@ from jax import lax
 from jax.sharding import Mesh
 
 from fourfold.runtime import mesh as meshes
-from fourfold.runtime.hardware import cores
+from fourfold.runtime.hardware import cores, cpu_options
 from jaxrl import agent as agents
 from jaxrl import device_replay
 from jaxrl.agent import Agent, AgentState, Metrics
@@ -28,23 +28,6 @@ from jaxrl.windows import FrameBatch, stack_frames
 T = TypeVar("T")
 STACK = 4
 _SEED_STREAM = 0x5EED  # keeps the host's random stream apart from the key's
-
-
-def cpu_options() -> dict[str, str] | None:
-    """Returns compiler options that make convolutions use all cores on XLA-CPU, else None.
-
-    By default XLA-CPU (jaxlib 0.10) runs each convolution on one thread; asking for any of the
-    YNN library's fusions brings the others in, and halves the time of an update on two cores.
-    """
-    if jax.default_backend() != "cpu":
-        return None
-    fusions = ("LIBRARY_FUSION_TYPE_DOT", "LIBRARY_FUSION_TYPE_REDUCE")
-    options = {"xla_cpu_experimental_ynn_fusion_type": ",".join(fusions)}
-    try:
-        jax.jit(lambda x: x, compiler_options=options).lower(0.0).compile()
-    except Exception:  # the option is experimental: a jaxlib without it just runs slower
-        return None
-    return options
 
 
 def best_conv_method() -> ConvMethod:

@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fourfold.runtime.hardware import cpu_options
 from fourfold.runtime.progress import Progress
 from jaxrl import agent as agents
 from jaxrl import scores
 from jaxrl.agent import Agent, AgentState
-from jaxrl.compiled import STACK, cpu_options, local_copy, push
+from jaxrl.compiled import STACK, local_copy, push
 from jaxrl.config import AtariConfig
 from jaxrl.envs import make_atari
 

@@ -99,5 +99,6 @@ def test_every_declared_dependency_is_pinned_within_its_range(version):
 def test_scripts_resolve():
     for target in PROJECT["scripts"].values():
         module, function = target.split(":")
-        source = (ROOT / Path(*module.split("."))).with_suffix(".py")
+        file = Path(*module.split(".")).with_suffix(".py")
+        source = next(root / file for root in (ROOT, ROOT / "ssl") if (root / file).is_file())
         assert re.search(rf"^def {function}\(", source.read_text(encoding="utf-8"), re.MULTILINE)

@@ -120,6 +120,14 @@ CLAIMS: dict[str, Entry] = {
         "fourfold.claims.jaxrl_minatar",
         "C51 with and without spectral normalisation on MinAtar (Gogianu et al., 2021)",
     ),
+    "vicreg_collapse": Entry(
+        "fourfold.claims.vicreg_collapse",
+        "VICReg without each of its terms, and beside other methods (Bardes et al., 2022)",
+    ),
+    "vicreg_memory": Entry(
+        "fourfold.claims.vicreg_memory",
+        "Memory of the VICReg loss as the batch grows (Bardes et al., 2022)",
+    ),
 }
 
 

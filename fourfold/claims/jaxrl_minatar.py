@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 
-from fourfold.claims import Claim, Progress
+from fourfold.claims import Claim, Progress, arrays
 from fourfold.claims._minatar_report import Plan, write
 from fourfold.claims._minatar_smoothness import measure, successive_observations
 from fourfold.runtime import mesh as meshes
@@ -81,7 +79,7 @@ def run_plan(
         for name, agent in variants.items():
             config = config_of(plan, game, agent)
             path = out / f"{game}-{name}.npz"
-            found = load(path, config)
+            found = arrays.load(path, settings(config))
             if found is None:
                 label = f"{game}, {name}"
                 progress(done / total, f"{label}: compiling")
@@ -90,7 +88,7 @@ def run_plan(
                     progress((done + step / plan.steps) / total, f"{label}: step {step:,}")
 
                 found = train_and_measure(config, pairs, report)
-                save(path, config, found)
+                arrays.save(path, settings(config), found)
             pairs = found["pairs"]
             results[game][name] = found
             done += 1
@@ -151,27 +149,6 @@ def train_and_measure(
     return {"steps": np.array(steps), "pairs": pairs, "seconds": seconds, **curves, **smoothness}
 
 
-def save(path: Path, config: MinAtarConfig, result: Result) -> None:
-    """Writes a result with its configuration, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.tmp")
-    with draft.open("wb") as file:
-        arrays: dict[str, Any] = {"config": np.array(_text(config)), **result}
-        np.savez_compressed(file, **arrays)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
-
-
-def load(path: Path, config: MinAtarConfig) -> Result | None:
-    """Returns the result saved for this very configuration, or None."""
-    if not path.exists():
-        return None
-    with np.load(path, allow_pickle=False) as file:
-        if str(file["config"]) != _text(config):
-            return None
-        return {name: file[name] for name in file.files if name != "config"}
-
-
-def _text(config: MinAtarConfig) -> str:
+def settings(config: MinAtarConfig) -> str:
+    """Returns a configuration as text, to tell a saved result by."""
     return json.dumps(dataclasses.asdict(config), sort_keys=True)

@@ -157,8 +157,8 @@ class LossConfig:
     covariance_weight: float = 1.0
     """VICReg: of the squared off-diagonal covariances. The paper's ν."""
     variant: Literal["code", "paper"] = "code"
-    """VICReg: as the authors' code computes it, or as the paper's Algorithm 1 (variance term without
-    the factor 1/2)."""
+    """VICReg: as the authors' code computes it, or as the paper's Algorithm 1 (variance term
+    without the factor 1/2)."""
     temperature: float = 0.2
     """SimCLR: τ of NT-Xent."""
     off_diagonal_weight: float = 0.0051
@@ -199,6 +199,38 @@ class OptimConfig:
 
 
 @dataclass(frozen=True)
+class ProbeConfig:
+    """How frozen or fine-tuned features are scored; the defaults are the authors' on ImageNet."""
+
+    tasks: tuple[Literal["linear", "knn", "semi1", "semi10"], ...] = ("linear", "knn")
+    """linear: a linear layer on the frozen backbone. knn: 20 and 200 nearest neighbours, weighted.
+    semi1, semi10: fine-tuning on 1 % and 10 % of the labels."""
+    augment: bool = True
+    """Train the linear layer on random crops (and flips, where the run has them), as the authors
+    do. False: on features computed once, which takes seconds."""
+    epochs: int = 100
+    """Of the linear layer's training; a cosine from one epoch to the next."""
+    batch_size: int = 256
+    """Images per update, over all devices."""
+    lr: float = 0.02
+    """Of the linear layer; SGD with momentum 0.9."""
+    weight_decay: float = 1e-6
+    """Of the linear layer."""
+    semi_epochs: int = 20
+    """Of fine-tuning, whose learning rates are .03 and .08 (backbone and head) with 1 % of the
+    labels, .01 and .1 with 10 %, without weight decay."""
+    seed: int = 0
+    """Of everything, the choice of labels included."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError where a number is out of range."""
+        _positive(self, "epochs", "batch_size", "lr", "semi_epochs")
+        _non_negative(self, "weight_decay", "seed")
+        if not self.tasks:
+            raise ValueError("tasks must be one or more of linear, knn, semi1, semi10, found none")
+
+
+@dataclass(frozen=True)
 class PretrainConfig:
     """A pre-training run."""
 
@@ -207,6 +239,8 @@ class PretrainConfig:
     model: ModelConfig = ModelConfig()
     loss: LossConfig = LossConfig()
     optim: OptimConfig = OptimConfig()
+    evaluation: ProbeConfig = ProbeConfig()
+    """What `vicreg probe` does with the run unless told otherwise."""
     epochs: int = 1000
     """Passes over the training split; what does not fill a batch is left for the next pass."""
     batch_size: int = 2048
@@ -223,7 +257,7 @@ class PretrainConfig:
     checkpoint_every: int = 1
     """Epochs between checkpoints."""
     on_collapse: Literal["stop", "warn"] = "stop"
-    """What to do when the embeddings collapse; the last checkpoint from before is kept either way."""
+    """What to do when the embeddings collapse; the last checkpoint from before is kept anyway."""
     seed: int = 0
     """Of everything."""
 

@@ -8,8 +8,8 @@ import pytest
 
 from fourfold.claims import _minatar_report as report
 from fourfold.claims import _minatar_smoothness as smoothness
+from fourfold.claims import arrays, load, store
 from fourfold.claims import jaxrl_minatar as claim
-from fourfold.claims import load, store
 from jaxrl import agent as agents
 from jaxrl import networks
 from jaxrl.config import AgentConfig, Exploration
@@ -60,7 +60,7 @@ def test_a_killed_claim_loses_one_variant_at_most(done, monkeypatch):
     # Another configuration is not taken for this one.
     longer = dataclasses.replace(PLAN, steps=900)
     config = claim.config_of(longer, "breakout", TWO["C51"])
-    assert claim.load(out / "breakout-C51.npz", config) is None
+    assert arrays.load(out / "breakout-C51.npz", claim.settings(config)) is None
 
 
 def test_an_unknown_scale_is_refused(tmp_path):
@@ -138,9 +138,8 @@ def test_intervals_cover():
 
 def test_successive_observations_are_those_of_a_replay(done):
     out, _, _ = done
-    pairs = claim.load(out / "breakout-C51.npz", claim.config_of(PLAN, "breakout", TWO["C51"]))[
-        "pairs"
-    ]
+    settings = claim.settings(claim.config_of(PLAN, "breakout", TWO["C51"]))
+    pairs = arrays.load(out / "breakout-C51.npz", settings)["pairs"]
     assert pairs.shape == (smoothness.PAIRS, 2, 10, 10, 4) and pairs.dtype == bool
     # In Breakout plane 0 is the paddle, a single cell, and plane 1 the ball.
     assert (pairs[..., 0].sum(axis=(2, 3)) == 1).all() and (
