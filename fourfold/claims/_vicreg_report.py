@@ -129,8 +129,8 @@ def _text(results: Mapping[str, Result], plan: Plan) -> str:
         "seeds. Nothing was tuned for any but VICReg. Then the backbone is frozen, and its "
         "features of the training images, not augmented, train a linear layer, whose last epoch is "
         "scored on the test images; the published figures are of augmented ones and the best "
-        "epoch. `random` is the network before training. Published figures are of another data set and network: "
-        "only the order of the methods can be compared.",
+        "epoch. `random` is the network before training. Published figures are of another data set "
+        "and network: only the order of the methods can be compared.",
         "Two kinds of collapse are looked for: of all embeddings to a point, which the standard "
         "deviation shows, and of the dimensions into few that matter, which the effective rank "
         "(RankMe, of the embeddings of one batch) and the spectrum of the features show.",
@@ -186,7 +186,6 @@ def _spectra(results: Mapping[str, Result]) -> Plot:
         spectrum = results[name]["spectrum"].mean(axis=0)
         axes.plot(np.arange(1, len(spectrum) + 1), spectrum, color=colour, label=name)
     axes.set(yscale="log", xlabel="singular value", ylabel="fraction of the largest")
-    axes.set_ylim(bottom=1e-5)
     axes.legend(frameon=False, fontsize=8)
     caption = "Of the backbone's test features, centred; mean over seeds."
     return Plot("Spectrum of the features", picture, caption)

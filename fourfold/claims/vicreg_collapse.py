@@ -35,7 +35,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "random": {},  # not trained
 }
 SCALES = {
-    "laptop": Plan("digits-laptop", "digits", seeds=3, epochs=12, size=20),
+    "laptop": Plan("digits-laptop", "digits", seeds=3, epochs=10, size=20),
     "gpu": Plan("cifar10-r18-1000ep", "cifar10", seeds=3, epochs=200, size=32),
     "paper": Plan("imagenet-r50-100ep", "imagenet2012", seeds=1, epochs=100, size=224),
 }

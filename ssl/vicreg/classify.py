@@ -7,6 +7,7 @@ the test split scored after each. It keeps a folder, and goes on in it after a k
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from fourfold.runtime.host_arrays import write_text
 from fourfold.runtime.progress import Progress
 from fourfold.runtime.run_dir import RunDir
 from vicreg import augment, data, heads, models
-from vicreg.config import AugmentConfig, ViewConfig
+from vicreg.config import AugmentConfig, ModelConfig, ViewConfig
 from vicreg.data import Source
 from vicreg.load import Loaded
 
@@ -250,13 +251,7 @@ def features(
     """
     mesh = meshes.make_mesh()
     batch_size = -(-min(batch_size, len(source)) // mesh.size) * mesh.size
-    backbone = models.make_backbone(loaded.config.model)
-
-    def apply(variables: dict, batch: dict[str, jax.Array]):
-        images = augment.for_evaluation(batch["image"], batch["size"], loaded.config.augment)
-        return backbone.apply(variables, images, train=False), batch["label"]
-
-    apply = jax.jit(apply, out_shardings=meshes.replicated(mesh), compiler_options=cpu_options())
+    apply = _feature_function(loaded.config.model, loaded.config.augment, mesh)
     bar = Progress(len(source), "images", quiet=quiet or not meshes.is_lead())
     found: list[tuple[np.ndarray, np.ndarray]] = []
     try:
@@ -268,3 +263,15 @@ def features(
         bar.close()
     rows = [np.concatenate(part)[: len(source)] for part in zip(*found, strict=True)]
     return heads.Split(*rows)
+
+
+# Kept, since the splits and checkpoints of a run share it.
+@functools.lru_cache(maxsize=8)
+def _feature_function(model: ModelConfig, config: AugmentConfig, mesh: jax.sharding.Mesh):
+    backbone = models.make_backbone(model)
+
+    def apply(variables: dict, batch: dict[str, jax.Array]):
+        images = augment.for_evaluation(batch["image"], batch["size"], config)
+        return backbone.apply(variables, images, train=False), batch["label"]
+
+    return jax.jit(apply, out_shardings=meshes.replicated(mesh), compiler_options=cpu_options())

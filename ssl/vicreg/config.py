@@ -188,7 +188,8 @@ class OptimConfig:
     trust_coefficient: float = 1e-3
     """LARS's η; biases and BatchNorm have no trust ratio."""
     clip: bool = False
-    """LARC clipping: a trust ratio of at most the learning rate; what solo-learn uses on CIFAR."""
+    """LARC, as solo-learn does on CIFAR: a layer's rate is its trust ratio, at most the learning
+    rate, instead of their product."""
 
     def __post_init__(self) -> None:
         """Raises ValueError where a number is out of range."""

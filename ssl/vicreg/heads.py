@@ -102,8 +102,22 @@ def fit(
             raise ValueError(f"{bad} of the {len(split.features)} {name} features are not finite")
     batch_size = min(batch_size, len(train.features))
     steps = len(train.features) // batch_size
-    optimizer = sgd(weight_decay, epoch_cosine(lr, epochs, steps))
+    optimizer, epoch, score = _functions(lr, weight_decay, epochs, steps)
     train, test = Split(*map(jnp.asarray, train)), Split(*map(jnp.asarray, test))
+    head = init(jax.random.key(seed), train.features.shape[1], num_classes)
+    state = (head, optimizer.init(head))
+    rng = np.random.default_rng(seed)
+    for number in range(1, epochs + 1):
+        order = rng.permutation(len(train.labels))[: steps * batch_size].reshape(steps, batch_size)
+        state, loss = epoch(state, order.astype(np.int32), train)
+        top1, top5 = np.asarray(score(state[0], test), np.float64) / len(test.labels)
+        yield {"epoch": number, "loss": float(loss), "top1": float(top1), "top5": float(top5)}
+
+
+# Kept, since all seeds and checkpoints that are compared share them.
+@functools.lru_cache(maxsize=8)
+def _functions(lr: float, weight_decay: float, epochs: int, steps: int):
+    optimizer = sgd(weight_decay, epoch_cosine(lr, epochs, steps))
 
     @functools.partial(jax.jit, donate_argnums=0)
     def epoch(state, order: jax.Array, train: Split):
@@ -127,11 +141,4 @@ def fit(
     def score(head: Head, test: Split) -> jax.Array:
         return hits(logits(head, test.features), test.labels)
 
-    head = init(jax.random.key(seed), train.features.shape[1], num_classes)
-    state = (head, optimizer.init(head))
-    rng = np.random.default_rng(seed)
-    for number in range(1, epochs + 1):
-        order = rng.permutation(len(train.labels))[: steps * batch_size].reshape(steps, batch_size)
-        state, loss = epoch(state, order.astype(np.int32), train)
-        top1, top5 = np.asarray(score(state[0], test), np.float64) / len(test.labels)
-        yield {"epoch": number, "loss": float(loss), "top1": float(top1), "top5": float(top5)}
+    return optimizer, epoch, score

@@ -8,6 +8,7 @@ are torchvision's with `_` for `.` (`layer1_0.downsample_0` for `layer1.0.downsa
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -25,6 +26,9 @@ _RESNETS = {
     "resnet50": ((3, 4, 6, 3), True),
 }
 _EXPANSION = 4  # of a bottleneck's last convolution
+# Numbers in a patch up to which a convolution is done as a matrix product over patches, on which
+# XLA-CPU is faster: 3×3 of three channels. Larger patches cost more than they save.
+_FEW = 27
 
 _kaiming_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 # PyTorch's default for a linear layer: U(-1/√in, 1/√in).
@@ -34,17 +38,15 @@ _torch_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 def make_backbone(config: ModelConfig, axis_name: str | None = None) -> nn.Module:
     """Makes the network whose features are evaluated: `(B, H, W, C)` to float32 `(B, F)`.
 
-    `apply(variables, images, train=...)`: with `train`, BatchNorm uses the batch's statistics, and
-    updates the running ones if the caller asks for them (`mutable=["batch_stats"]`); without, it
-    uses the running ones. Images are floats of any size and number of channels; F is
-    `feature_dim(config)`.
+    With `apply(variables, images, train=True)`, BatchNorm uses the batch's statistics, and updates
+    the running ones if the caller asks for them (`mutable=["batch_stats"]`); with `train=False`, it
+    uses the running ones. Images are floats of any size and number of channels, or the module
+    raises ValueError; F is `feature_dim(config)`.
 
     Args:
       config: architecture, width, stem and dtype of the computation.
       axis_name: the mapped axis (of `shard_map`, `pmap` or `vmap`) over which the batch is split.
         None where the module sees the whole batch, which includes a sharded one under plain `jit`.
-
-    The module raises ValueError where the images aren't floats of rank 4.
 
     >>> config = ModelConfig(backbone="convnet", width=16)
     >>> backbone = make_backbone(config)
@@ -65,13 +67,11 @@ def make_expander(config: ModelConfig, axis_name: str | None = None) -> nn.Modul
 
     Of VICReg (Bardes et al. 2022), section 4.2 and the authors' code: linear layer with bias,
     BatchNorm and ReLU for each width but the last, then a linear layer without bias. It is applied
-    as the backbone is.
+    as the backbone is, and raises ValueError where the features aren't floats of rank 2.
 
     Args:
       config: `expander` has the widths; the last one is D.
       axis_name: see `make_backbone`.
-
-    The module raises ValueError where the features aren't floats of rank 2.
     """
     return Expander(config.expander, jnp.dtype(config.dtype), axis_name)
 
@@ -96,8 +96,6 @@ class ResNet(nn.Module):
       bottleneck: whether a block is 1×1, 3×3, 1×1 (the 3×3 carries the stride) or 3×3, 3×3.
       large_stem: 7×7 of stride 2 and a max pool, for ImageNet; or else 3×3 of stride 1.
       width: channels of the first stage; each later one doubles it.
-      dtype: of the computation.
-      axis_name: see `make_backbone`.
     """
 
     blocks: tuple[int, ...]
@@ -108,15 +106,15 @@ class ResNet(nn.Module):
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, x: ArrayLike, *, train: bool) -> jax.Array:
-        """Maps images `(B, H, W, C)` to features `(B, F)`."""
-        x = _checked(x, "images", "(B, H, W, C)")
+    def __call__(self, images: ArrayLike, *, train: bool) -> jax.Array:
+        """Maps `(B, H, W, C)` to features `(B, F)`."""
+        x = _checked(images, "images", "(B, H, W, C)")
         common: dict[str, Any] = {"dtype": self.dtype, "axis_name": self.axis_name}
         size, stride = (7, 2) if self.large_stem else (3, 1)
         x = Conv(self.width, size, stride, self.dtype, name="conv1")(x)
-        x = nn.relu(BatchNorm(**common, name="bn1")(x, train))
+        x = _relu(BatchNorm(**common, name="bn1")(x, train))
         if self.large_stem:
-            x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+            x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))  # pyright: ignore[reportArgumentType]
         for i, count in enumerate(self.blocks):
             for j in range(count):
                 stride = 2 if i > 0 and j == 0 else 1
@@ -126,7 +124,7 @@ class ResNet(nn.Module):
 
 
 class Block(nn.Module):
-    """A residual block; see `ResNet` for the attributes. The last BatchNorm starts at zero."""
+    """A residual block; its last BatchNorm starts at zero, so that it begins as its shortcut."""
 
     width: int
     stride: int
@@ -147,20 +145,17 @@ class Block(nn.Module):
             last = i == len(layers) - 1
             y = Conv(*layer, self.dtype, name=f"conv{i + 1}")(y)
             y = BatchNorm(**common, zero_scale=last, name=f"bn{i + 1}")(y, train)
-            y = y if last else nn.relu(y)
+            y = y if last else _relu(y)
         if s != 1 or x.shape[-1] != features:
             x = Conv(features, 1, s, self.dtype, name="downsample_0")(x)
             x = BatchNorm(**common, name="downsample_1")(x, train)
-        return nn.relu(x + y)
+        return _relu(x + y)
 
 
 class ConvNet(nn.Module):
     """Three 3×3 convolutions of stride 2 with BatchNorm and ReLU, for images of about 28×28.
 
-    Attributes:
-      width: channels of the first; each later one doubles it.
-      dtype: of the computation.
-      axis_name: see `make_backbone`.
+    The first has `width` channels, and each later one twice as many.
     """
 
     width: int
@@ -168,43 +163,37 @@ class ConvNet(nn.Module):
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, x: ArrayLike, *, train: bool) -> jax.Array:
-        """Maps images `(B, H, W, C)` to features `(B, 4 width)`."""
-        x = _checked(x, "images", "(B, H, W, C)")
+    def __call__(self, images: ArrayLike, *, train: bool) -> jax.Array:
+        """Maps `(B, H, W, C)` to features `(B, 4 width)`."""
+        x = _checked(images, "images", "(B, H, W, C)")
         for i in range(3):
             x = Conv(self.width * 2**i, 3, 2, self.dtype, name=f"conv{i + 1}")(x)
-            x = nn.relu(BatchNorm(self.dtype, self.axis_name, name=f"bn{i + 1}")(x, train))
+            x = _relu(BatchNorm(self.dtype, self.axis_name, name=f"bn{i + 1}")(x, train))
         return _pooled(x)
 
 
 class Expander(nn.Module):
-    """See `make_expander`.
-
-    Attributes:
-      widths: of the layers.
-      dtype: of the computation.
-      axis_name: see `make_backbone`.
-    """
+    """See `make_expander`."""
 
     widths: tuple[int, ...]
     dtype: DTypeLike
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, x: ArrayLike, *, train: bool) -> jax.Array:
-        """Maps features `(B, F)` to embeddings `(B, D)`."""
-        x = _checked(x, "features", "(B, F)")
+    def __call__(self, features: ArrayLike, *, train: bool) -> jax.Array:
+        """Maps `(B, F)` to embeddings `(B, D)`."""
+        x = _checked(features, "features", "(B, F)")
         common: dict[str, Any] = {"dtype": self.dtype, "kernel_init": _torch_uniform}
         for i, width in enumerate(self.widths[:-1]):
             x = nn.Dense(width, **common, name=f"dense{i + 1}")(x)
-            x = nn.relu(BatchNorm(self.dtype, self.axis_name, name=f"bn{i + 1}")(x, train))
+            x = _relu(BatchNorm(self.dtype, self.axis_name, name=f"bn{i + 1}")(x, train))
         name = f"dense{len(self.widths)}"
         x = nn.Dense(self.widths[-1], **common, use_bias=False, name=name)(x)
         return x.astype(jnp.float32)
 
 
 class Conv(nn.Module):
-    """A convolution without bias, padded with half its size on each side as PyTorch's are."""
+    """A convolution without bias, of odd size, padded by half of it on each side as PyTorch's."""
 
     features: int
     size: int
@@ -213,28 +202,25 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps `(B, H, W, in)` to `(B, ⌈H/stride⌉, ⌈W/stride⌉, features)`; the size is odd."""
+        """Maps `(B, H, W, in)` to `(B, ⌈H/stride⌉, ⌈W/stride⌉, features)`."""
         shape = (self.size, self.size, x.shape[-1], self.features)
         kernel = self.param("kernel", _kaiming_normal, shape).astype(self.dtype)
-        half, strides = self.size // 2, (self.stride, self.stride)
+        x, half = x.astype(self.dtype), self.size // 2
+        if math.prod(shape[:3]) <= _FEW:
+            return _over_patches(x, kernel, self.stride)
+        strides, padding = (self.stride, self.stride), [(half, half), (half, half)]
         dims = ("NHWC", "HWIO", "NHWC")
-        padding = [(half, half), (half, half)]
-        x = x.astype(self.dtype)
         return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=dims)
 
 
 class BatchNorm(nn.Module):
     """Normalises each channel over the batch and all positions (Ioffe and Szegedy 2015).
 
-    Unlike Linen's: the running variance takes up the batch's with n - 1 in the denominator, as
-    PyTorch's does; the variance is that of the centred values, since E[x²] - E[x]² loses all digits
-    where the mean is large; and the mean costs the backward pass nothing (see below). Running
-    statistics start at 0 and 1, and keep 0.9 of themselves at each update.
-
-    Attributes:
-      dtype: of the output; statistics are float32.
-      axis_name: see `make_backbone`; the shares of the batch must be equally large.
-      zero_scale: whether the scale starts at 0 rather than 1.
+    Unlike Linen's, the running variance takes up the batch's with n - 1 in the denominator, as
+    PyTorch's does, and the backward pass is the two sums that it need be. The variance is that of
+    centred values: E[x²] - E[x]² loses its digits where the mean is large. Running statistics start
+    at 0 and 1, and keep 0.9 of themselves at each update. With `axis_name` the shares of the batch
+    must be equally large; with `zero_scale` the scale starts at 0.
     """
 
     dtype: DTypeLike
@@ -258,8 +244,9 @@ class BatchNorm(nn.Module):
             return mean if axis_name is None else lax.pmean(mean, axis_name)
 
         mean = average(x) if train else running_mean.value
-        # Neither the variance nor the sum over c of dy·c changes, to first order, with the centre:
-        # gradients pass the mean by here, and reach it in the shift below, as a vector.
+        # The variance doesn't change, to first order, with the centre of its squares, and to y the
+        # mean is but a shift of the channel. With gradients kept out of the centre, the backward
+        # pass needs Σdy and Σdy·c, which autodiff finds, and no sums of sums after them.
         centre = lax.stop_gradient(mean)
         c = x - jnp.expand_dims(centre, axes)
         var = average(jnp.square(c)) if train else running_var.value
@@ -274,12 +261,36 @@ class BatchNorm(nn.Module):
         return y.astype(self.dtype)
 
 
+def _over_patches(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    """The same convolution as one matrix product."""
+    size, _, channels, features = kernel.shape
+    half, width = size // 2, size * size * channels
+    rows, cols = (range(0, n, stride) for n in x.shape[1:3])
+    x = jnp.pad(x, ((0, 0), (half, half), (half, half), (0, 0)))
+    shifted = [
+        x[:, i : i + rows[-1] + 1 : stride, j : j + cols[-1] + 1 : stride]
+        for i in range(size)
+        for j in range(size)
+    ]
+    y = jnp.dot(jnp.concatenate(shifted, -1).reshape(-1, width), kernel.reshape(width, features))
+    return y.reshape(x.shape[0], len(rows), len(cols), features)
+
+
+def _relu(x: jax.Array) -> jax.Array:
+    """`max(x, 0)`, in a form that XLA-CPU computes once.
+
+    An operation of one large operand it repeats wherever the result is read: of `nn.relu`, it would
+    redo all since the last convolution inside the transposition of the next one's backward pass.
+    """
+    return jnp.where(x <= 0, jnp.zeros_like(x), x)
+
+
 def _pooled(x: jax.Array) -> jax.Array:
     return jnp.mean(x.astype(jnp.float32), (1, 2))
 
 
-def _checked(x: ArrayLike, name: str, shape: str) -> jax.Array:
-    x = jnp.asarray(x)
+def _checked(array: ArrayLike, name: str, shape: str) -> jax.Array:
+    x = jnp.asarray(array)
     if x.ndim != shape.count(",") + 1:
         raise ValueError(f"{name} must have shape {shape}, found {x.shape}")
     if not jnp.issubdtype(x.dtype, jnp.floating):

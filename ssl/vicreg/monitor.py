@@ -20,7 +20,8 @@ def diagnose(learner: Learner, state: TrainState, images: jax.Array) -> Metrics:
 
     Returns:
       `rankme`, the effective rank of the embeddings (at most 512), `rankme/backbone`, that of the
-      features, and `off_diagonal`, the root mean square of the embeddings' covariances.
+      features, and `off_diagonal_covariance`, the root mean square of the embeddings'
+      covariances.
     """
     images = images[:512]
     embedded, _ = step.embed(learner, state.params, state.batch_stats, images, images)
@@ -28,7 +29,7 @@ def diagnose(learner: Learner, state: TrainState, images: jax.Array) -> Metrics:
     return {
         "rankme": diagnostics.rankme(z),
         "rankme/backbone": diagnostics.rankme(embedded.features_a),
-        "off_diagonal": diagnostics.off_diagonal_covariance(z),
+        "off_diagonal_covariance": diagnostics.off_diagonal_covariance(z),
     }
 
 

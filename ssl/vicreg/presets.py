@@ -28,7 +28,9 @@ _CIFAR10 = PretrainConfig(
         32, *views("cifar"), mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616)
     ),
     model=ModelConfig("resnet18", stem="cifar", expander=(2048, 2048, 2048)),
-    optim=OptimConfig(base_lr=0.3, weight_decay=1e-4, trust_coefficient=0.02, clip=True),
+    optim=OptimConfig(
+        base_lr=0.3, end_scale=0.0, weight_decay=1e-4, trust_coefficient=0.02, clip=True
+    ),
     epochs=1000,
     batch_size=256,
 )
@@ -41,7 +43,7 @@ _DIGITS = PretrainConfig(
         base_lr=0.2, warmup_epochs=2, weight_decay=1e-4, trust_coefficient=0.02, clip=True
     ),
     # The authors' learning rate is for features of ImageNet; a smaller network needs a larger one.
-    evaluation=ProbeConfig(epochs=50, lr=3.0),
+    evaluation=ProbeConfig(epochs=50, batch_size=64, lr=1.0, semi_epochs=100),
     epochs=40,
     batch_size=256,
     log_every=10,
@@ -90,8 +92,16 @@ def presets() -> dict[str, Preset]:
         "cifar10-r18-1000ep": Preset(
             _CIFAR10, unmeasured, "solo-learn: 92.07 % top-1, online linear probe"
         ),
-        "mnist-small": Preset(mnist, "", ""),
-        "digits-laptop": Preset(_DIGITS, "", ""),
+        "mnist-small": Preset(
+            mnist,
+            "3½ minutes on 2 CPU cores",
+            "measured, one seed, without augmentation: 97.0 % linear, 96.9 % 20-NN",
+        ),
+        "digits-laptop": Preset(
+            _DIGITS,
+            "1½ minutes on 2 CPU cores",
+            "measured, one seed, without augmentation: 94.5 % linear, 90.4 % 20-NN",
+        ),
     }
 
 

@@ -20,6 +20,7 @@ from vicreg.load import Loaded, load
 from vicreg.train import open_images
 
 KS = (20, 200)
+_knn = jax.jit(knn.accuracy, static_argnames=("num_classes", "ks"))
 # Fraction of the labels, learning rates of backbone and head.
 _SEMI = {"semi1": (0.01, 0.03, 0.08), "semi10": (0.1, 0.01, 0.1)}
 
@@ -85,9 +86,7 @@ def nearest(
 ) -> dict[str, float]:
     """Scores of weighted nearest neighbours for each k that the training images allow."""
     ks = [k for k in ks if k <= len(train.labels)] or [len(train.labels)]
-    found = jax.jit(knn.accuracy, static_argnames=("num_classes", "ks"))(
-        *train, *test, num_classes=num_classes, ks=tuple(ks)
-    )
+    found = _knn(*train, *test, num_classes=num_classes, ks=tuple(ks))
     return {str(k): round(float(top1), 6) for k, top1 in found.items()}
 
 

@@ -103,7 +103,7 @@ def _expected(config: ModelConfig, channels: int = 3) -> dict[tuple[str, ...], t
     backbone = models.make_backbone(config)
     key = jax.eval_shape(lambda: jax.random.key(0))
     variables = jax.eval_shape(lambda key, x: backbone.init(key, x, train=False), key, images)
-    flat = flax.traverse_util.flatten_dict(dict(variables))
+    flat: dict[tuple[str, ...], Any] = flax.traverse_util.flatten_dict(dict(variables))
     return {path: leaf.shape for path, leaf in flat.items()}
 
 

