@@ -9,11 +9,13 @@ if "jax" in sys.modules:
 # Eight virtual CPU devices, so that every sharded path runs on a laptop. Each keeps to one thread:
 # the pool has eight, and one that waits for the others' part of a sum can't lend its own. A busy
 # machine may be slow to bring all eight together; XLA would abort the process after 40 seconds.
+# Programs are compiled without optimisation, for most of them run a few times only.
 _flags = os.environ.get("XLA_FLAGS", "")
 if "xla_force_host_platform_device_count" not in _flags:
     _flags += (
         " --xla_force_host_platform_device_count=8 --xla_cpu_multi_thread_eigen=false"
         " --xla_cpu_collective_call_terminate_timeout_seconds=600"
+        " --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
     )
     os.environ["XLA_FLAGS"] = _flags.strip()
 os.environ["JAX_PLATFORMS"] = "cpu"

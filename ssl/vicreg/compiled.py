@@ -146,7 +146,7 @@ def _in_parts(
     join = jax.jit(join, out_shardings=rows)
     loss_gradient = jax.jit(loss_gradient, out_shardings=(whole, rows), **options)
     part_gradient = jax.jit(part_gradient, donate_argnums=3, out_shardings=whole, **options)
-    finish = jax.jit(finish, donate_argnums=(0, 3), out_shardings=whole, **options)
+    finish = jax.jit(finish, donate_argnums=0, out_shardings=whole, **options)
 
     def advance(state: TrainState, batch: HostBatch):
         shares = {name: np.split(x, config.accumulate) for name, x in batch.items()}

@@ -261,7 +261,7 @@ def test_method_of_the_crop_with_and_without_jit():
     pillow = Image.fromarray(np.asarray(image[:, :, 0], np.float32) / 255)
     pillow = np.asarray(pillow.resize((5, 5), Image.Resampling.BILINEAR))
     expected = np.where(pillow >= 128 / 255, 1 - pillow, pillow)
-    for view in (augment.view, jit(augment.view, static_argnums=(3, 4, 5))):
+    for view in (augment.view, jax.jit(augment.view, static_argnums=(3, 4, 5))):
         got = view(jax.random.key(0), image, size, config, 5, "bilinear")
         np.testing.assert_allclose(got[:, :, 0], expected, rtol=0, atol=2e-6)
 
@@ -323,6 +323,7 @@ def test_two_views_depend_on_key_and_image_alone():
 
 
 FLIPS = AugmentConfig(3, changed(flip=0.5), changed(flip=0.25), MEAN, STD)
+views_of_flips = jit(functools.partial(augment.two_views, config=FLIPS))
 
 
 def flippable():
@@ -332,7 +333,7 @@ def flippable():
 
 def test_the_two_views_are_independent_normalized_and_of_their_own_configuration():
     keys, images, sizes = flippable()
-    got = [np.asarray(x) for x in two_views(keys, images, sizes, FLIPS)]
+    got = [np.asarray(x) for x in views_of_flips(keys, images, sizes)]
     plain = (images[0] / 255 - np.array(MEAN)) / np.array(STD)
     is_plain, is_flipped = (
         np.array([np.abs(x - expected).max((1, 2, 3)) < 1e-5 for x in got])
@@ -347,10 +348,10 @@ def test_each_device_makes_the_views_of_its_own_images():
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
     sharded = [jax.device_put(x, sharding) for x in flippable()]
-    compiled = two_views.lower(*sharded, FLIPS).compile()
+    compiled = views_of_flips.lower(*sharded).compile()
     text = compiled.as_text()
     assert "all-" not in text and "collective" not in text
-    expected = two_views(*flippable(), FLIPS)
+    expected = views_of_flips(*flippable())
     np.testing.assert_allclose(np.stack(compiled(*sharded)), expected, rtol=0, atol=1e-6)
 
 
