@@ -84,7 +84,7 @@ def temporaries(loss: Callable[[jax.Array, jax.Array], Any], n: int, d: int) -> 
     """Returns MiB that loss and gradient need beside inputs and results, as the compiler says."""
     z = jax.ShapeDtypeStruct((n, d), jnp.float32)
     gradient = jax.jit(jax.value_and_grad(lambda a, b: loss(a, b)[0], argnums=(0, 1)))
-    analysis = gradient.lower(z, z).compile().memory_analysis()
+    analysis: Any = gradient.lower(z, z).compile().memory_analysis()
     return analysis.temp_size_in_bytes / _MIB
 
 

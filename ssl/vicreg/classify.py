@@ -146,7 +146,7 @@ class _Functions:
         mesh: jax.sharding.Mesh,
     ) -> None:
         config: AugmentConfig = loaded.config.augment
-        backbone = models.make_backbone(loaded.config.model)
+        backbone: Any = models.make_backbone(loaded.config.model)
         frozen = recipe.lr_backbone == 0
         whole = meshes.replicated(mesh)
         options: Any = {"out_shardings": whole, "compiler_options": cpu_options()}
@@ -228,8 +228,8 @@ class _Functions:
             self._score(state, meshes.global_batch(self.mesh, batch))
             for batch in data.ordered(source, batch_size, index, count)
         ]
-        top1, top5 = np.sum(jax.device_get(found), axis=0, dtype=np.float64) / len(source)
-        return float(top1), float(top5)
+        hits = np.sum(np.float64(jax.device_get(found)), axis=0)
+        return float(hits[0]) / len(source), float(hits[1]) / len(source)
 
 
 def features(

@@ -70,7 +70,8 @@ def compile_functions(config: PretrainConfig, learner: Learner, mesh: Mesh) -> F
     score = jax.jit(score, out_shardings=whole, **options)
 
     def views(state: TrainState, batch: HostBatch) -> dict[str, jax.Array]:
-        return augment_batch(state.key, state.step, meshes.global_batch(mesh, batch))
+        on_device: Any = meshes.global_batch(mesh, batch)
+        return augment_batch(state.key, state.step, on_device)
 
     if config.accumulate == 1:
         update = jax.jit(
@@ -82,15 +83,14 @@ def compile_functions(config: PretrainConfig, learner: Learner, mesh: Mesh) -> F
 
         def advance(state: TrainState, batch: HostBatch):
             on_device = views(state, batch)
-            return *update(state, on_device), on_device["view_a"]
+            state, metrics = update(state, on_device)
+            return state, metrics, on_device["view_a"]
 
     else:
         advance = _in_parts(config, learner, views, whole, rows, options)
 
     return Functions(
-        init=jax.jit(
-            lambda key: learners.init(learner, key, view_shape), out_shardings=whole
-        ),
+        init=jax.jit(lambda key: learners.init(learner, key, view_shape), out_shardings=whole),
         advance=advance,
         diagnose=jax.jit(
             lambda state, images: monitor.diagnose(learner, state, images),
@@ -159,7 +159,7 @@ def _in_parts(
             labels.append(on_device["label"])
         everything, all_labels = join(embedded, labels)
         metrics, cotangents = loss_gradient(everything, all_labels)
-        grads = jax.tree.map(jnp.zeros_like, state.params)
+        grads, on_device = jax.tree.map(jnp.zeros_like, state.params), {}
         # The views are made again, the same from the same keys: kept, they would fill the memory.
         for part, share in zip(parts, cotangents, strict=True):
             on_device = views(state, part)

@@ -85,7 +85,7 @@ def second_moments(
             f"or take one of {ROUTES[:2]}"
         )
     z = as_statistics(z)
-    var, off_diagonal = _partial_moments(z, axis_name, route)
+    var, off_diagonal = _partial_moments(z, axis_name, route)  # pyright: ignore[reportGeneralTypeIssues]
     return _sum_over(var, axis_name), _sum_over(off_diagonal, axis_name)
 
 

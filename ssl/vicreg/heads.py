@@ -139,6 +139,6 @@ def _functions(lr: float, weight_decay: float, epochs: int, steps: int):
 
     @jax.jit
     def score(head: Head, test: Split) -> jax.Array:
-        return hits(logits(head, test.features), test.labels)
+        return hits(logits(head, test.features), test.labels)  # pyright: ignore[reportArgumentType]
 
     return optimizer, epoch, score

@@ -19,6 +19,7 @@ from vicreg import baselines, losses, models, optim
 from vicreg.config import LossConfig, PretrainConfig
 
 Metrics = dict[str, jax.Array]
+Network = Any  # a Linen module, whose own types hide what apply returns
 Objective = Callable[[jax.Array, jax.Array], tuple[jax.Array, Metrics]]
 
 
@@ -36,8 +37,8 @@ class Learner(NamedTuple):
       axis_name: the mapped axis that batches are spread over, if any.
     """
 
-    backbone: nn.Module
-    expander: nn.Module
+    backbone: Network
+    expander: Network
     objective: Objective | None
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule

@@ -99,8 +99,8 @@ def variance_term(
     Args and errors: as `vicreg_loss`.
     """
     _check(z_a, z_b)
-    moments = (second_moments(z, axis_name=axis_name) for z in (z_a, z_b))
-    return _hinge(*(var for var, _ in moments), variant)
+    var_a, var_b = (second_moments(z, axis_name=axis_name)[0] for z in (z_a, z_b))
+    return _hinge(var_a, var_b, variant)
 
 
 def covariance_term(

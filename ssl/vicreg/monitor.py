@@ -56,4 +56,4 @@ def features(learner: Learner, state: TrainState, images: jax.Array) -> jax.Arra
         "params": state.params["backbone"],
         "batch_stats": state.batch_stats["backbone"],
     }
-    return learner.backbone.apply(variables, images, train=False)  # pyright: ignore[reportReturnType]
+    return learner.backbone.apply(variables, images, train=False)

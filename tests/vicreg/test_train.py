@@ -51,7 +51,15 @@ def test_a_run_leaves_its_folder(whole, tiny):
     assert [row["step"] for row in rows if "loss" in row] == [4, 8, 12, 16, 20, 24, 28, 32, 36]
     assert [row["step"] for row in rows if "test/top1" in row] == [24, 36]
     terms = {"invariance", "variance", "covariance"}
-    signs = {"std", "off_diagonal_covariance", "rankme", "rankme/backbone", "nonfinite", "grad_norm", "lr"}
+    signs = {
+        "std",
+        "off_diagonal_covariance",
+        "rankme",
+        "rankme/backbone",
+        "nonfinite",
+        "grad_norm",
+        "lr",
+    }
     probes = {"probe/loss", "probe/top1"}
     for row in rows:
         if "loss" in row:
