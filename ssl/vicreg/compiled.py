@@ -81,7 +81,7 @@ def compile_functions(config: PretrainConfig, learner: Learner, mesh: Mesh) -> F
             **options,
         )
 
-        def advance(state: TrainState, batch: HostBatch):
+        def advance(state: TrainState, batch: HostBatch) -> tuple[TrainState, Metrics, jax.Array]:
             on_device = views(state, batch)
             state, metrics = update(state, on_device)
             return state, metrics, on_device["view_a"]
