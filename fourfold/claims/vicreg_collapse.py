@@ -1,4 +1,4 @@
-"""VICReg beside its ablations, SimCLR, supervised and untrained features, on real digits."""
+"""VICReg beside its ablations, two rivals, supervised and untrained features, on real digits."""
 
 from __future__ import annotations
 
@@ -31,11 +31,12 @@ METHODS: dict[str, dict[str, Any]] = {
     "no covariance": {"covariance_weight": 0.0},
     "no invariance": {"invariance_weight": 0.0},
     "SimCLR": {"name": "simclr", "expander": (256, 128)},
+    "Barlow Twins": {"name": "barlow_twins"},
     "supervised": {"name": "supervised"},
     "random": {},  # not trained
 }
 SCALES = {
-    "laptop": Plan("digits-laptop", "digits", seeds=3, epochs=10, size=20),
+    "laptop": Plan("digits-laptop", "digits", seeds=3, epochs=12, size=20),
     "gpu": Plan("cifar10-r18-1000ep", "cifar10", seeds=3, epochs=200, size=32),
     "paper": Plan("imagenet-r50-100ep", "imagenet2012", seeds=1, epochs=100, size=224),
 }

@@ -70,7 +70,12 @@ def nt_xent(
 
 
 def barlow_twins(
-    z_a: ArrayLike, z_b: ArrayLike, *, off_diagonal_weight: float, axis_name: str | None = None
+    z_a: ArrayLike,
+    z_b: ArrayLike,
+    *,
+    off_diagonal_weight: float,
+    scale: float = 1.0,
+    axis_name: str | None = None,
 ) -> Loss:
     """Barlow Twins' loss: the correlations of the two views' dimensions should be the identity.
 
@@ -81,6 +86,8 @@ def barlow_twins(
       z_a: float `(N, D)`, embeddings of the first views; with `axis_name`, this device's rows.
       z_b: float `(N, D)`, embeddings of the second views, in the same order.
       off_diagonal_weight: λ, of the squared correlations of different dimensions.
+      scale: what the loss is multiplied by, not its terms. A sum over dimensions, it is large, and
+        LARS does not adapt the step of biases to it; the authors took 0.024.
       axis_name: the mapped axis over which the batch is split, or None.
 
     Returns:
@@ -113,7 +120,7 @@ def barlow_twins(
     on_diagonal = jnp.sum(jnp.square(1 - jnp.diagonal(correlations)))
     # Masked, not subtracted from the whole: the difference would have lost digits.
     off_diagonal = jnp.sum(jnp.square(jnp.where(diagonal, 0, correlations)))
-    loss = on_diagonal + off_diagonal_weight * off_diagonal
+    loss = scale * (on_diagonal + off_diagonal_weight * off_diagonal)
     return loss, {"on_diagonal": on_diagonal, "off_diagonal": off_diagonal}
 
 

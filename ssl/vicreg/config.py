@@ -163,12 +163,14 @@ class LossConfig:
     """SimCLR: τ of NT-Xent."""
     off_diagonal_weight: float = 0.0051
     """Barlow Twins: λ of the squared off-diagonal correlations."""
+    scale: float = 0.024
+    """Barlow Twins: what the loss is multiplied by, lest biases run away under LARS."""
 
     def __post_init__(self) -> None:
         """Raises ValueError where a number is out of range."""
         _non_negative(self, "invariance_weight", "variance_weight", "covariance_weight")
         _non_negative(self, "off_diagonal_weight")
-        _positive(self, "temperature")
+        _positive(self, "temperature", "scale")
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,10 @@ def objective(config: LossConfig, axis_name: str | None = None) -> Objective:
             baselines.nt_xent, temperature=config.temperature, axis_name=axis_name
         )
     return functools.partial(
-        baselines.barlow_twins, off_diagonal_weight=config.off_diagonal_weight, axis_name=axis_name
+        baselines.barlow_twins,
+        off_diagonal_weight=config.off_diagonal_weight,
+        scale=config.scale,
+        axis_name=axis_name,
     )
 
 

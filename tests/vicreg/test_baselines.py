@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from vicreg import baselines
 
-TAU, LAMBDA = 0.2, 0.0051
+TAU, LAMBDA, SCALE = 0.2, 0.0051, 0.3
 ROWS, INPUTS, DIMS = 24, 5, 7
 
 
@@ -39,7 +39,7 @@ def barlow_twins_oracle(z_a, z_b):
             a, b = z_a[:, i] - z_a[:, i].mean(), z_b[:, j] - z_b[:, j].mean()
             c = np.mean(a * b) / np.sqrt((np.mean(a**2) + 1e-5) * (np.mean(b**2) + 1e-5))
             on, off = (on + (1 - c) ** 2, off) if i == j else (on, off + c**2)
-    return on + LAMBDA * off, {"on_diagonal": on, "off_diagonal": off}
+    return SCALE * (on + LAMBDA * off), {"on_diagonal": on, "off_diagonal": off}
 
 
 def cross_entropy_oracle(logits, labels):
@@ -52,7 +52,9 @@ def cross_entropy_oracle(logits, labels):
 
 LOSSES = {
     "nt_xent": functools.partial(baselines.nt_xent, temperature=TAU),
-    "barlow_twins": functools.partial(baselines.barlow_twins, off_diagonal_weight=LAMBDA),
+    "barlow_twins": functools.partial(
+        baselines.barlow_twins, off_diagonal_weight=LAMBDA, scale=SCALE
+    ),
     "cross_entropy": baselines.cross_entropy,
 }
 ORACLES = {
@@ -125,7 +127,7 @@ def test_values_and_gradients_against_torch(name):
         norm = torch.nn.BatchNorm1d(DIMS, affine=False, dtype=torch.float64)
         correlations = norm(a).T @ norm(b) / len(a)
         weights = torch.full((DIMS, DIMS), LAMBDA).fill_diagonal_(1.0)
-        loss = (weights * (correlations - torch.eye(DIMS)) ** 2).sum()
+        loss = SCALE * (weights * (correlations - torch.eye(DIMS)) ** 2).sum()
     else:
         loss = functional.cross_entropy(a, b.long())
     loss.backward()

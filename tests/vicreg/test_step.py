@@ -186,7 +186,7 @@ def barlow_twins64(z_a, z_b, labels):
     c = z_a.T @ z_b / len(z_a)
     diagonal = np.eye(DIM, dtype=bool)
     on, off = ((1 - jnp.diag(c)) ** 2).sum(), (jnp.where(diagonal, 0, c) ** 2).sum()
-    loss = on + LossConfig().off_diagonal_weight * off
+    loss = 0.024 * (on + LossConfig().off_diagonal_weight * off)
     return loss, {"on_diagonal": on, "off_diagonal": off}
 
 
