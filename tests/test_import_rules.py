@@ -42,8 +42,8 @@ LAYERS = {
     "vicreg": [
         "types",
         "config",
-        "losses covariance baselines models torch_weights augment resample color data image_folder "
-        "optim knn diagnostics heads",
+        "losses covariance baselines models torch_weights augment resample color "
+        "data source image_folder tfds_source optim knn diagnostics heads",
         "learner step accumulate monitor presets",
         *TOP,
     ],
@@ -87,10 +87,10 @@ HOMES = {
     "envpool": "jaxrl.envs",
     "pgx": "jaxrl.minatar_env",
     "imageio_ffmpeg": "jaxrl.film",
-    "tensorflow_datasets": "*.data",
+    "tensorflow_datasets": "vicreg.tfds_source",
     "grain": "*.data",
     "mlxtend": "*.data",
-    "PIL": "vicreg.image_folder vicreg.data jaxrl.film jaxrl.panel",
+    "PIL": "vicreg.source jaxrl.film jaxrl.panel",
     "sklearn": "unlearn.* *.data",
     "jax_privacy": "unlearn.adaptive",
     "dp_accounting": "unlearn.adaptive",

