@@ -79,7 +79,7 @@ def train(
     run = RunDir.open(path, saved, free=FREE) if resume else RunDir.create(path, saved)
     checkpoints = Checkpoints(run.checkpoints)
     progress = start_progress(agent, key_init, mesh)
-    start = (checkpoints.latest() or 0) if resume else 0
+    start = checkpoints.start(resume)
     if start:
         progress = _restore(checkpoints, start, progress, memory)
     stack = jax.device_put(

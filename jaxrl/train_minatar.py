@@ -150,7 +150,7 @@ def train(
     run = RunDir.open(path, saved, free=FREE) if resume else RunDir.create(path, saved)
     checkpoints = Checkpoints(run.checkpoints)
     keys, hypers = functions.place((keys, hypers))
-    start = (checkpoints.latest() or 0) if resume else 0
+    start = checkpoints.start(resume)
     if start:
         carry, _ = checkpoints.restore(start, functions.like)
     else:

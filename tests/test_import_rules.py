@@ -26,7 +26,7 @@ PARTS = set(SOURCES) - {"fourfold"}
 # Inside a part, a module imports its own layer and those to its left, and never in a circle.
 TOP = [
     "train train_* compiled health classify evaluate evaluate_* load plots compare watch panel "
-    "film probe chat serve",
+    "film probe programs trainer store ledger certificate estimator chat serve",
     "cli",
 ]
 LAYERS = {
@@ -42,7 +42,7 @@ LAYERS = {
     "vicreg": [
         "types",
         "config",
-        "losses covariance baselines models torch_weights augment resample color "
+        "explicit losses covariance baselines models torch_weights augment resample color "
         "data source image_folder tfds_source optim knn diagnostics heads",
         "learner step accumulate monitor presets",
         *TOP,
@@ -50,9 +50,9 @@ LAYERS = {
     "unlearn": [
         "types",
         "config",
-        "losses models partition newton planner ledger",
-        "sisa adaptive audit",
-        "loop",
+        "losses partition newton certified convex gaussian solvers planner audit membership "
+        "privacy sensitivity records",
+        "sisa models adaptive",
         *TOP,
     ],
     "dialog": ["types", "config", "losses tokens data models.* decoding.* memory.*", "step", *TOP],
@@ -68,6 +68,7 @@ PURE = {
     "jaxrl.spectral": set(),
     "jaxrl.schedulers": {"optax"},  # they are gradient transformations
     "vicreg.config": set(),
+    "vicreg.explicit": set(),
     "vicreg.losses": set(),
     "vicreg.covariance": set(),
     "vicreg.baselines": set(),
@@ -92,8 +93,8 @@ HOMES = {
     "mlxtend": "*.data",
     "PIL": "vicreg.source jaxrl.film jaxrl.panel",
     "sklearn": "unlearn.* *.data",
-    "jax_privacy": "unlearn.adaptive",
-    "dp_accounting": "unlearn.adaptive",
+    "jax_privacy": "unlearn.privacy",
+    "dp_accounting": "unlearn.privacy",
     "transformers": "dialog.tokens dialog.models.convert",
     "tokenizers": "dialog.tokens dialog.models.convert",
     "safetensors": "dialog.models.convert",

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,21 @@ class Checkpoints:
     def latest(self) -> int | None:
         """The newest whole checkpoint's step, or None."""
         return max(self.steps(), default=None)
+
+    def start(self, resume: bool) -> int:
+        """The step that a run goes on from, 0 for its beginning.
+
+        Where a resumed run has no whole checkpoint, that is said on standard error.
+
+        Args:
+          resume: whether the run was begun earlier.
+        """
+        newest = self.latest() if resume else 0
+        if newest is None and mesh.is_lead():
+            broken = sorted(path.name for path in self.path.glob("step_*"))
+            what = f", only damaged ones ({', '.join(broken)})" if broken else ""
+            print(f"no whole checkpoint in {self.path}{what}: from the beginning", file=sys.stderr)
+        return newest or 0
 
     def save(self, step: int, tree: Any, extra: Mapping[str, Any] | None = None) -> Path:
         """Saves a checkpoint; when it returns, the checkpoint is on disk.

@@ -14,9 +14,12 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
+from vicreg.explicit import on_any_mesh
+
 Loss = tuple[jax.Array, dict[str, jax.Array]]
 
 
+@on_any_mesh
 def nt_xent(
     z_a: ArrayLike, z_b: ArrayLike, *, temperature: float, axis_name: str | None = None
 ) -> Loss:
@@ -36,7 +39,8 @@ def nt_xent(
       partners; `top1`, the fraction of views to which no other view is as similar as their partner.
 
     Raises:
-      ValueError: where a shape or type is wrong, or the whole batch has fewer than two rows.
+      ValueError: where a shape or type is wrong, the whole batch has fewer than two rows, or the
+        temperature is not above 0.
 
     Partners alike and all else orthogonal, at τ = 1: -log(e / (e + 2)).
 
@@ -44,6 +48,8 @@ def nt_xent(
     >>> round(float(loss), 4), float(terms["similarity"]), float(terms["top1"])
     (0.5514, 1.0, 1.0)
     """
+    if isinstance(temperature, float | int) and not temperature > 0:
+        raise ValueError(f"temperature must be above 0, found {temperature}")
     z_a, z_b, total = _views(z_a, z_b, axis_name)
     rows, offset = z_a.shape[0], 0
     u_a, u_b = keys_a, keys_b = _unit(z_a), _unit(z_b)
@@ -69,6 +75,7 @@ def nt_xent(
     return mean(losses), {"similarity": mean(positive), "top1": mean(hits)}
 
 
+@on_any_mesh
 def barlow_twins(
     z_a: ArrayLike,
     z_b: ArrayLike,
@@ -124,6 +131,7 @@ def barlow_twins(
     return loss, {"on_diagonal": on_diagonal, "off_diagonal": off_diagonal}
 
 
+@on_any_mesh
 def cross_entropy(logits: ArrayLike, labels: ArrayLike, *, axis_name: str | None = None) -> Loss:
     """The supervised loss: mean cross-entropy of a softmax.
 
@@ -191,8 +199,11 @@ def _as_float32(name: str, value: ArrayLike) -> jax.Array:
 
 
 def _unit(z: jax.Array) -> jax.Array:
+    # By its largest number first, whose square might be out of range. Zeros are divided by 1, not
+    # by a tiny constant, which would make their gradient huge.
+    largest = lax.stop_gradient(jnp.max(jnp.abs(z), axis=1, keepdims=True))
+    z = z / jnp.where(largest > 0, largest, 1)
     square = jnp.sum(jnp.square(z), axis=1, keepdims=True)
-    # Zeros are divided by 1, not by a tiny constant, which would make their gradient huge.
     return z / jnp.sqrt(jnp.where(square > 0, square, 1))
 
 

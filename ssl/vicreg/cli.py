@@ -119,7 +119,10 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def _pretrain(words: list[str]) -> None:
-    words = [_SHORT.get(word, word) for word in words]
+    words = [
+        _SHORT.get(name, name) + equals + value
+        for name, equals, value in (word.partition("=") for word in words)
+    ]
     words, name = _take(words, "--preset")
     if name is not None:
         config = presets.get(name).config

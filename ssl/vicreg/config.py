@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,14 +12,14 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 def _positive(config: object, *names: str) -> None:
     for name in names:
-        if not getattr(config, name) > 0:
-            raise ValueError(f"{name} must be above 0, found {getattr(config, name)}")
+        if not 0 < getattr(config, name) < math.inf:
+            raise ValueError(f"{name} must be above 0 and finite, found {getattr(config, name)}")
 
 
 def _non_negative(config: object, *names: str) -> None:
     for name in names:
-        if not getattr(config, name) >= 0:
-            raise ValueError(f"{name} must be at least 0, found {getattr(config, name)}")
+        if not 0 <= getattr(config, name) < math.inf:
+            raise ValueError(f"{name} must be at least 0 and finite, found {getattr(config, name)}")
 
 
 def _probability(config: object, *names: str) -> None:

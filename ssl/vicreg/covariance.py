@@ -70,12 +70,7 @@ def second_moments(
       ValueError: z isn't a float matrix of at least two rows (over all devices), or the route is
         unknown or needs an `axis_name`.
     """
-    if z.ndim != 2 or not jnp.issubdtype(z.dtype, jnp.floating):
-        raise ValueError(f"embeddings must be float (N, D), found {z.dtype}{list(z.shape)}")
-    devices = 1 if axis_name is None else lax.axis_size(axis_name)
-    rows = z.shape[0] * devices
-    if rows < 2:
-        raise ValueError(f"a variance needs at least 2 rows, found embeddings of {list(z.shape)}")
+    rows, devices = check(z, axis_name)
     route = choose_route(rows, z.shape[1], devices) if route is None else route
     if route not in ROUTES:
         raise ValueError(f"route must be one of {', '.join(ROUTES)}, found {route!r}")
@@ -86,12 +81,29 @@ def second_moments(
         )
     z = as_statistics(z)
     var, off_diagonal = _partial_moments(z, axis_name, route)  # pyright: ignore[reportGeneralTypeIssues]
-    return _sum_over(var, axis_name), _sum_over(off_diagonal, axis_name)
+    # By the Gram routes it is a difference, which rounding may take below what it is a sum of.
+    return _sum_over(var, axis_name), _above_zero(_sum_over(off_diagonal, axis_name))
+
+
+def check(z: jax.Array, axis_name: str | None) -> tuple[int, int]:
+    """Returns the rows of all devices and the number of those; raises as `second_moments` does."""
+    if z.ndim != 2 or not z.shape[1] or not jnp.issubdtype(z.dtype, jnp.floating):
+        raise ValueError(f"embeddings must be float (N, D), found {z.dtype}{list(z.shape)}")
+    devices = 1 if axis_name is None else lax.axis_size(axis_name)
+    rows = z.shape[0] * devices
+    if rows < 2:
+        raise ValueError(f"a variance needs at least 2 rows, found embeddings of {list(z.shape)}")
+    return rows, devices
 
 
 def as_statistics(z: jax.Array) -> jax.Array:
     """Returns `z` in the type of all statistics: float32, or float64 where it has that already."""
     return z if z.dtype == jnp.float64 else z.astype(jnp.float32)
+
+
+def _above_zero(x: jax.Array) -> jax.Array:
+    """`max(x, 0)`, with the gradient of x everywhere."""
+    return x + lax.stop_gradient(jnp.maximum(x, 0) - x)
 
 
 def _sum_over(x: jax.Array, axis_name: str | None) -> jax.Array:

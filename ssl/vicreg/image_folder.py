@@ -43,8 +43,8 @@ def open_folder(path: str, split: str, other: str, canvas: int | None) -> Source
     found = [n for n in inside if n in (base, other_base) and _subfolders(os.path.join(path, n))]
     if found and base not in found:
         raise ValueError(
-            f"{path} has no split folder {base!r}; it has {_some(inside)}: train_split and "
-            "test_split name the two"
+            f"{path} has no split folder {base!r}; it has {_some(inside)}: "
+            "--data.train-split and --data.test-split name the two"
         )
     parents = [os.path.join(path, name) for name in found] or [path]
     classes = sorted({name for parent in parents for name in _subfolders(parent)})

@@ -16,12 +16,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from vicreg.covariance import Route, as_statistics, second_moments
+from vicreg.covariance import Route, as_statistics, check, second_moments
+from vicreg.explicit import on_any_mesh
 
 Variant = Literal["code", "paper"]
 _EPSILON = 1e-4  # under the root of the standard deviation, in the paper and in the code
 
 
+@on_any_mesh
 def vicreg_loss(
     z_a: jax.Array,
     z_b: jax.Array,
@@ -76,18 +78,21 @@ def vicreg_loss(
     return loss, terms
 
 
+@on_any_mesh
 def invariance_term(z_a: jax.Array, z_b: jax.Array, *, axis_name: str | None = None) -> jax.Array:
     """Mean squared distance of the two views, over rows and dimensions (equation 5, divided by D).
 
     Args and errors: as `vicreg_loss`.
     """
     _check(z_a, z_b)
+    check(z_a, axis_name)
     difference = as_statistics(z_a) - as_statistics(z_b)
     by_dimension = jnp.sum(difference * difference, axis=0)
     mean = jnp.mean(by_dimension) / z_a.shape[0]
     return mean if axis_name is None else lax.pmean(mean, axis_name)
 
 
+@on_any_mesh
 def variance_term(
     z_a: jax.Array, z_b: jax.Array, *, variant: Variant = "code", axis_name: str | None = None
 ) -> jax.Array:
@@ -103,6 +108,7 @@ def variance_term(
     return _hinge(var_a, var_b, variant)
 
 
+@on_any_mesh
 def covariance_term(
     z_a: jax.Array, z_b: jax.Array, *, axis_name: str | None = None, route: Route | None = None
 ) -> jax.Array:

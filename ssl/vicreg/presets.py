@@ -12,6 +12,7 @@ from vicreg.augment import views
 from vicreg.config import (
     AugmentConfig,
     DataConfig,
+    LossConfig,
     ModelConfig,
     OptimConfig,
     PretrainConfig,
@@ -27,6 +28,7 @@ _CIFAR10 = PretrainConfig(
     augment=AugmentConfig(
         32, *views("cifar"), mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616)
     ),
+    loss=LossConfig(variant="paper"),
     model=ModelConfig("resnet18", stem="cifar", expander=(2048, 2048, 2048)),
     optim=OptimConfig(
         base_lr=0.3, end_scale=0.0, weight_decay=1e-4, trust_coefficient=0.02, clip=True

@@ -78,7 +78,7 @@ def pretrain(
     run = RunDir.open(path, config, free=FREE) if resume else RunDir.create(path, config)
     checkpoints = Checkpoints(run.checkpoints)
     state = functions.init(jax.random.key(config.seed))
-    start = (checkpoints.latest() or 0) if resume else 0
+    start = checkpoints.start(resume)
     if start:
         state, extra = checkpoints.restore(start, state)
         batches.set_state(extra["batches"])

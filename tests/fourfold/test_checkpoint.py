@@ -379,3 +379,16 @@ def test_sigkill_at_any_moment_of_a_save_leaves_a_resumable_folder(tmp_path):
         np.testing.assert_array_equal(extra["a"], np.full(1000, newest))
         checkpoints.save(3, {"n": 3})
         assert [p.name for p in (tmp_path / moment).iterdir()] == ["step_000000000003"], moment
+
+
+def test_where_a_run_begins(tmp_path, capsys):
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.start(resume=False) == 0 and not capsys.readouterr().err
+    assert checkpoints.start(resume=True) == 0
+    line = f"no whole checkpoint in {tmp_path}: from the beginning\n"
+    assert capsys.readouterr().err == line
+    folder = checkpoints.save(7, {"x": np.zeros(3)})
+    assert checkpoints.start(resume=True) == 7 and not capsys.readouterr().err
+    (folder / "manifest.json").write_text("{")
+    assert checkpoints.start(resume=True) == 0
+    assert "only damaged ones (step_000000000007): from the beginning" in capsys.readouterr().err

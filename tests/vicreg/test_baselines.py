@@ -302,3 +302,19 @@ def test_errors_name_what_was_found(call, found):
 
 def test_docstring_examples_run():
     assert doctest.testmod(baselines).failed == 0
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e20, 1e30])
+def test_nt_xent_does_not_see_the_scale(scale):
+    """Even where a square would be out of range of float32."""
+    a, b = inputs("nt_xent")
+    expected = LOSSES["nt_xent"](a, b)
+    scale = np.float32(scale)
+    assert_close(LOSSES["nt_xent"](a * scale, b / scale), expected)
+    grad = jax.grad(lambda a: LOSSES["nt_xent"](a, b)[0])
+    np.testing.assert_allclose(grad(a * scale) * scale, grad(a), rtol=1e-4, atol=1e-7)
+
+
+def test_the_temperature_is_above_zero():
+    with pytest.raises(ValueError, match="temperature must be above 0, found 0.0"):
+        baselines.nt_xent(*inputs("nt_xent"), temperature=0.0)

@@ -338,3 +338,30 @@ def test_what_is_not_finite_shows():
     z_a[2, 1] = np.inf
     loss, _ = vicreg_loss(jnp.asarray(z_a), jnp.asarray(z_b))
     assert not np.isfinite(loss)
+
+
+@pytest.mark.parametrize("route", ["gram", "covariance"])
+def test_the_covariance_term_is_never_negative(route):
+    """One column alone varies: the Gram matrix's norm less the variances' is rounding."""
+    for seed in range(20):
+        z = np.zeros((32, 64), np.float32)
+        z[:, 3] = 30 * np.random.default_rng(seed).normal(size=32)
+        assert covariance_term(z, z, route=route) >= 0
+        grad = jax.grad(lambda z: covariance_term(z, z, route=route))(z)  # noqa: B023
+        assert np.all(np.isfinite(grad))
+
+
+@pytest.mark.parametrize("term", [vicreg_loss, invariance_term, variance_term, covariance_term])
+@pytest.mark.parametrize(
+    "z",
+    [
+        np.ones((4, 3), np.int32),
+        np.ones((1, 3), np.float32),
+        np.ones(4, np.float32),
+        np.ones((4, 0), np.float32),
+        np.ones((4, 3, 2), np.float32),
+    ],
+)
+def test_every_term_refuses_what_the_loss_refuses(term, z):
+    with pytest.raises(ValueError, match="embeddings"):
+        term(z, z)

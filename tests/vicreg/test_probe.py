@@ -152,6 +152,7 @@ def test_another_architecture_is_refused_by_name(run, tmp_path):
             ["pretrain", "--preset", "mnist-small", "--data-dir", "nowhere", "--quiet"],
             "nowhere",
         ),
+        (["pretrain", "--preset=mnist-small", "--data=nothing", "--data-dir=nowhere"], "nothing"),
         (["probe", "--run", "nowhere"], "no run: nowhere does not exist"),
         (["presets", "all"], "takes no options"),
     ],
