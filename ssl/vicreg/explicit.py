@@ -25,7 +25,8 @@ def on_any_mesh(loss: F) -> F:
         mesh = _explicit_mesh(*args, *arrays.values())
         if mesh is None:
             return loss(*args, **options)
-        return jax.sharding.auto_axes(
+        auto: Any = jax.sharding.auto_axes
+        return auto(
             lambda args, arrays: loss(*args, **arrays, **rest),
             axes=mesh.explicit_axes,
             out_sharding=jax.sharding.NamedSharding(mesh, jax.P()),
