@@ -49,9 +49,9 @@ clean:
 # ---- installation --------------------------------------------------------------------------------
 # Pip reads the whole set at once, so each stamp names every extra that its target needs.
 
-$(VENV)/.installed-claims: EXTRAS := rl,ssl
-$(VENV)/.installed-test: EXTRAS := rl,ssl,test
-$(VENV)/.installed-bench: EXTRAS := rl,ssl,bench
+$(VENV)/.installed-claims: EXTRAS := rl,ssl,unlearn
+$(VENV)/.installed-test: EXTRAS := rl,ssl,unlearn,test
+$(VENV)/.installed-bench: EXTRAS := rl,ssl,unlearn,bench
 
 $(VENV)/.installed-%: $(INPUTS) | $(VENV)/.created
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \

@@ -1,0 +1,172 @@
+"""The compiled functions of an ensemble, and which numbers of shards they may take at once.
+
+The last bits of a sum depend on how the compiler cuts it up, and that on the shapes: a shard that
+is trained alone may come out otherwise than among 16. So a device trains the same number of shards
+at once, always, and lanes that have none idle. But where `is_exact` has shown, on these very
+shapes, that fewer lanes give the same bits, those may be taken.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+
+from fourfold.runtime import mesh as meshes
+from unlearn import sisa
+from unlearn.config import SisaConfig
+from unlearn.sisa import Learner, ShardState
+
+BLOCK = 64  # updates of one call, at most
+_TRIED = 8  # updates of a trial
+
+
+class Shape(NamedTuple):
+    """Shape and dtype of one record or label."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    @classmethod
+    def of(cls, array: np.ndarray) -> Shape:
+        """Those of one row of an array."""
+        return cls(array.shape[1:], array.dtype.str)
+
+    def zeros(self, *axes: int) -> np.ndarray:
+        """Rows of zeros."""
+        return np.zeros((*axes, *self.shape), self.dtype)
+
+
+class Programs(NamedTuple):
+    """Functions compiled for a mesh.
+
+    Attributes:
+      init: `(key, shard, record) -> state`.
+      run: `(states, x, y, rows, count) -> states` as `sisa.updates`, with an axis of lanes in front
+        of all but the count, and split over the mesh; the states that go in are given up.
+      predict: `(states, x (B, ...)) -> probabilities (S, B, C)`.
+    """
+
+    init: Callable[..., ShardState]
+    run: Callable[..., ShardState]
+    predict: Callable[..., jax.Array]
+
+
+@functools.lru_cache(maxsize=16)
+def programs(learner: Learner, mesh: Mesh) -> Programs:
+    """Returns the functions of a learner; the same ones for the same learner."""
+    options: Any = {"compiler_options": exact_options()}
+    axis = PartitionSpec(mesh.axis_names[0])
+    run = jax.vmap(functools.partial(sisa.updates, learner), (0, 0, 0, 0, None))
+    run = jax.shard_map(
+        run, mesh=mesh, in_specs=(axis, axis, axis, axis, PartitionSpec()), out_specs=axis
+    )
+    predict = jax.vmap(functools.partial(sisa.probabilities, learner), (0, None))
+
+    def init(key: jax.Array, shard: jax.Array, record: jax.Array) -> ShardState:
+        return sisa.init(learner, jax.random.fold_in(key, shard), record)
+
+    return Programs(
+        init=jax.jit(init, **options),
+        run=jax.jit(run, donate_argnums=0, **options),
+        predict=jax.jit(predict),
+    )
+
+
+def exact_options() -> dict[str, Any] | None:
+    """Returns compiler options that make a result depend on shapes and inputs as little as can be.
+
+    On a CPU, XLA's YNN fusions (jaxlib 0.10) choose their kernels by the number of shards; on a GPU
+    the fastest kernel is found by timing, which is not the same every day.
+    """
+    options: dict[str, Any]
+    if jax.default_backend() == "cpu":
+        options = {"xla_cpu_experimental_ynn_fusion_type": ""}
+    elif jax.default_backend() == "gpu":
+        options = {"xla_gpu_deterministic_ops": True, "xla_gpu_autotune_level": 0}
+    else:
+        return None
+    try:
+        jax.jit(lambda x: x, compiler_options=options).lower(0.0).compile()
+    except Exception:  # a jaxlib without them; `is_exact` finds out what that means
+        return None
+    return options
+
+
+def is_exact(
+    width: int, learner: Learner, config: SisaConfig, record: Shape, label: Shape, mesh: Mesh
+) -> bool:
+    """Tries, once and on random records, whether a width gives the bits of the configuration's.
+
+    Args:
+      width: shards that a device trains at once.
+      learner: what is trained.
+      config: of the ensemble.
+      record: of the data.
+      label: of the data.
+      mesh: devices that share the shards.
+    """
+    rest = learner, config, record, label, mesh
+    return _trial(width, *rest) == _trial(width_of(config), *rest)
+
+
+def width_of(config: SisaConfig) -> int:
+    """Shards that a device trains at once."""
+    return min(config.width, config.shards)
+
+
+def place(states: list[ShardState], lanes: int, mesh: Mesh) -> ShardState:
+    """Stacks states and puts them on their devices; lanes that idle have the first one's."""
+    states = states + [states[0]] * (lanes - len(states))
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *states)
+    return jax.device_put(stacked, meshes.batch_sharding(mesh))
+
+
+def to_host(state: ShardState) -> ShardState:
+    """Returns a state as NumPy arrays."""
+    return jax.tree.map(np.asarray, jax.device_get(state))
+
+
+def digest(state: ShardState) -> str:
+    """Returns the SHA-256 of a state's names, shapes, dtypes and bytes, in hexadecimal."""
+    found = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        array = np.asarray(leaf)
+        found.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+        found.update(array.tobytes())
+    return found.hexdigest()
+
+
+@functools.lru_cache(maxsize=64)
+def _trial(
+    width: int, learner: Learner, config: SisaConfig, record: Shape, label: Shape, mesh: Mesh
+) -> tuple[str, ...]:
+    """Hashes of a few shards after a few updates on noise, trained so many at once."""
+    rng = np.random.default_rng(0)
+    compiled, sharding = programs(learner, mesh), meshes.batch_sharding(mesh)
+    lanes, shards = width * mesh.size, width_of(config)
+    size, batch = config.slices * config.capacity, config.batch_size
+    used = min(size, 2 * batch)
+    x, y = record.zeros(shards, size), label.zeros(shards, size)
+    noise = rng.normal(size=(shards, used, *record.shape))
+    x[:, :used] = noise if x.dtype.kind == "f" else noise > 0
+    rows = np.full((shards, BLOCK, batch), -1, np.int32)
+    for shard in range(shards):
+        for t in range(_TRIED):
+            count = batch - (t % 2) * (shard % batch)
+            rows[shard, t, :count] = rng.integers(0, used, count)
+    hashes = []
+    for begin in range(0, shards, lanes):
+        part = np.arange(begin, begin + lanes) % shards
+        key, example = jax.random.key(0), record.zeros()
+        states = [to_host(compiled.init(key, np.uint32(s), example)) for s in part]
+        given = (jax.device_put(a[part], sharding) for a in (x, y, rows))
+        state = compiled.run(place(states, lanes, mesh), *given, np.int32(_TRIED))
+        found = to_host(state)
+        hashes += [digest(jax.tree.map(lambda a, i=i: a[i], found)) for i in range(lanes)]
+    return tuple(hashes[:shards])
