@@ -7,6 +7,8 @@ from unlearn import data
 from unlearn.config import DataConfig
 
 pa = pytest.importorskip("pyarrow")
+csv = pytest.importorskip("pyarrow.csv")
+parquet = pytest.importorskip("pyarrow.parquet")
 
 
 def table(**columns):
@@ -14,7 +16,7 @@ def table(**columns):
 
 
 def write(path, columns):
-    writer = pa.csv.write_csv if path.suffix == ".csv" else pa.parquet.write_table
+    writer = csv.write_csv if path.suffix == ".csv" else parquet.write_table
     writer(columns, path)
     return str(path)
 

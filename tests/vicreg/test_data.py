@@ -354,7 +354,9 @@ def test_folder_with_splits(tmp_path):
             if path.parts[-3] == folder
         }
         assert got == want
-    with pytest.raises(ValueError, match="no split folder 'test'; it has train, val: --data.train-split"):
+    with pytest.raises(
+        ValueError, match="no split folder 'test'; it has train, val: --data.train-split"
+    ):
         data.open_source(DataConfig(f"folder:{tmp_path}"), "test")
     part = DataConfig(f"folder:{tmp_path}", train_split="train[:2]", test_split="train[2:]")
     assert sorted(data.labels(data.open_source(part, "train"))) == [0, 1]
