@@ -128,6 +128,10 @@ CLAIMS: dict[str, Entry] = {
         "fourfold.claims.vicreg_memory",
         "Memory of the VICReg loss as the batch grows (Bardes et al., 2022)",
     ),
+    "unlearn_sisa": Entry(
+        "fourfold.claims.unlearn_sisa",
+        "Sharded unlearning: cost, equal hashes, the adaptive attack (Bourtoule et al., 2021)",
+    ),
 }
 
 
