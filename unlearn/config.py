@@ -124,6 +124,10 @@ class RunConfig:
     sisa: SisaConfig = SisaConfig()
     aggregation: Literal["vote", "mean"] = "mean"
     """Of the shards: their votes, or the mean of their probabilities."""
+    backup_days: float = 0.0
+    """For so long after a request is ended, backups of the folder may be restored: its records are
+    recognised and forgotten again. 0: nothing that could recognise them is kept, and what a backup
+    brings back is refused."""
     seed: int = 0
     """Of the networks. The partition has a random key of its own, kept in the folder."""
 
@@ -131,3 +135,5 @@ class RunConfig:
         """Raises ValueError where a number is out of range."""
         if not 0 <= self.seed < 1 << 31:
             raise ValueError(f"seed must be in [0, 2147483648), found {self.seed}")
+        if not 0 <= self.backup_days < 36500:
+            raise ValueError(f"backup_days must be in [0, 36500), found {self.backup_days}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
 from typing import Any
 
@@ -108,7 +109,9 @@ def _finish(run: Run, ledger: Ledger, num_devices: int | None, quiet: bool) -> l
     closed = new + numbers[State.TOMBSTONED]
     if closed:
         gone = _asked(ledger, closed, table.ids)
-        start = first_slices(run.places(table.ids), gone)
+        start, head = first_slices(run.places(table.ids), gone), ledger.head()
+        # A state that is not on record may be from a backup, and its slices, too, have seen more.
+        start |= {s: 0 for s in start if run.shards[s].hash != head[s]}
         _retrain(run, start, gone, num_devices, quiet)
         affected = {shard for n in closed for shard in ledger.get(n).before}
         ledger.retrained(closed, {shard: _hash(run, shard) for shard in affected})
@@ -118,8 +121,10 @@ def _finish(run: Run, ledger: Ledger, num_devices: int | None, quiet: bool) -> l
         run.purge()
         ledger.purged(purge)
     attest = purge + numbers[State.PURGED]
+    now, days = datetime.now(UTC), run.config.backup_days
     if attest:
-        ledger.attest(attest)
+        ledger.attest(attest, now + timedelta(days=days) if days else None)
+    ledger.expire(now)
     for request in ledger.requests():
         facts = {"run": run.fingerprint, "hardware": hardware()}
         if request.state is State.ATTESTED and not run.certificate(request.number).exists():

@@ -259,11 +259,10 @@ def test_sigkill(trained, tmp_path, moment):
 
 
 def test_a_backup_of_the_states_is_found_out_and_repaired(run, tmp_path):
-    shutil.copytree(run.path / "shards", tmp_path / "backup")
+    shutil.copytree(run.path / "shards", tmp_path / "shards")
     forget(run, ["person-007"], "x", quiet=True)
     newest = hashes(run)
-    shutil.rmtree(run.path / "shards")
-    shutil.copytree(tmp_path / "backup", run.path / "shards")
+    restore(run, tmp_path, "shards")
     with pytest.raises(ValueError, match="not its newest.*restored from a backup"):
         run.predict(np.zeros((1, 4), np.float32))
     assert "restored" in json.dumps(run.status())
@@ -276,13 +275,56 @@ def test_records_that_a_backup_brings_back_are_not_learnt(run, tmp_path):
     for part in ("shards", "records"):
         shutil.copytree(run.path / part, tmp_path / part)
     forget(run, ["person-007"], "x", quiet=True)
-    for part in ("shards", "records"):
-        shutil.rmtree(run.path / part)
-        shutil.copytree(tmp_path / part, run.path / part)
+    restore(run, tmp_path, "shards", "records")
     with pytest.raises(ValueError, match="not those that were left.*restoring a backup"):
         forget(run, [], "", quiet=True)
     with pytest.raises(ValueError, match="not its newest"):
         run.serving()
+
+
+def restore(run, backup, *parts):
+    for part in parts:
+        shutil.rmtree(run.path / part)
+        shutil.copytree(backup / part, run.path / part)
+
+
+@pytest.mark.parametrize("parts", [["records"], ["shards"], ["records", "shards"]])
+def test_tombstones_are_applied_to_a_backup_while_it_may_be_restored(tmp_path, parts):
+    config = RunConfig(write_data(tmp_path / "data.npz"), SISA, backup_days=30)
+    run = train(config, tmp_path / "run", quiet=True)
+    shutil.copytree(run.path, tmp_path / "backup")
+    forget(run, ["person-007"], "x", quiet=True)
+    forget(run, ["person-008", "person-009"], "y", quiet=True)
+    newest, left = hashes(run), list(run.table().ids)
+    restore(run, tmp_path / "backup", *parts)
+    forget(run, [], "", quiet=True)
+    assert hashes(run) == newest and list(run.table().ids) == left and run.serving().all()
+    assert is_clean(run.path, "person-007")
+    # Nor is a request that comes in between led astray.
+    restore(run, tmp_path / "backup", *parts)
+    (again,) = forget(run, ["person-050"], "z", quiet=True)
+    assert hashes(run) == scratch(run, []) and again.salt_destroyed is None
+    with run.ledger() as ledger:
+        assert ledger.match(["person-007", "person-010"]).tolist() == [True, False]
+        assert ledger.expire(again.salt_due) == [1, 2, 3]
+        assert not ledger.match(["person-007"]).any()
+
+
+def test_a_backup_amid_a_request_does_not_come_through(run, tmp_path):
+    """Old states under a tombstone: their early slices have seen what was forgotten before."""
+    places = run.places(run.table().ids)
+    ids = run.table().ids[places.shard == 1]
+    slices = places.slice[places.shard == 1]
+    first, last = ids[slices == 0][0], ids[slices == 2][0]
+    shutil.copytree(run.path, tmp_path / "backup")
+    forget(run, [first], "x", quiet=True)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(store.ShardStore, "save", lambda *a: (_ for _ in ()).throw(Killed))
+        forget(run, [last], "y", quiet=True)
+    restore(run, tmp_path / "backup", "shards")
+    reference = scratch(run, [last])
+    forget(run, [], "", quiet=True)
+    assert hashes(run) == reference
 
 
 def test_two_at_once(run):
