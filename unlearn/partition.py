@@ -108,7 +108,7 @@ def assign(
 
 
 def check_capacity(places: Partition, config: SisaConfig, may_be_empty: bool = False) -> None:
-    """Checks that no slice has too many records and, unless it may be, no shard is empty.
+    """Checks that no slice has too many records and, unless it may be, no shard too few.
 
     Raises:
       ValueError: the message names the first such place and what would do.
@@ -126,6 +126,12 @@ def check_capacity(places: Partition, config: SisaConfig, may_be_empty: bool = F
         raise ValueError(
             f"shard {some(empty)} of {config.shards} is empty: {len(places)} records are too few "
             "for so many shards"
+        )
+    least = int(counts.sum(axis=1).min())
+    if least < config.slices and not may_be_empty:
+        raise ValueError(
+            f"shard {counts.sum(axis=1).argmin()} has {least} records, fewer than its "
+            f"{config.slices} slices: take fewer slices or shards"
         )
 
 

@@ -108,6 +108,12 @@ def test_capacity():
     partition.check_capacity(places.take(np.arange(4)), config)
     with pytest.raises(ValueError, match="shard 1 of 2 is empty: 2 records are too few"):
         partition.check_capacity(places.take(np.arange(2)), config)
+    few = partition.Partition(
+        np.array([0, 0, 1]), np.array([0, 1, 1]), np.arange(3, dtype=np.uint64)
+    )
+    with pytest.raises(ValueError, match="shard 1 has 1 records, fewer than its 2 slices"):
+        partition.check_capacity(few, config)
+    partition.check_capacity(few, config, may_be_empty=True)
     # A thousand partitions: none exceeds what exceeds once in a million.
     config = SisaConfig(shards=10, slices=8)
     most = partition.capacity_for(3000, config)
