@@ -13,7 +13,6 @@ from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
 
 from unlearn.findings import Finding
 from unlearn.lira import check_ensembles, u_lira
@@ -43,6 +42,8 @@ def klom(unlearned: ArrayLike, retrained: ArrayLike, *, bins: int = 20) -> np.nd
     >>> klom([[0.0], [0.0], [0.0], [1.0]], [[0.0], [0.0], [1.0], [1.0]]).round(3)  # 3:1 from 1:1
     array([0.131])
     """
+    from scipy import stats  # it takes longer to import than all else here
+
     ensembles = [np.clip(x, -100, 100) for x in check_ensembles(unlearned, retrained, 2)]
     if bins < 1:
         raise ValueError(f"bins must be at least 1, found {bins}")
@@ -71,6 +72,8 @@ def ks_forget_quality(unlearned: ArrayLike, retrained: ArrayLike) -> tuple[float
     >>> ks_forget_quality([1.0, 2.0, 3.0], [1.5, 2.5, 3.5])  # p = 1
     (0.3333333333333333, 0.0)
     """
+    from scipy import stats  # it takes longer to import than all else here
+
     x, y = np.asarray(unlearned, np.float64), np.asarray(retrained, np.float64)
     for values in (x, y):
         if values.ndim != 1 or not values.size or not np.isfinite(values).all():

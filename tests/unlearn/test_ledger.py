@@ -17,6 +17,7 @@ import time
 from contextlib import closing
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -691,7 +692,8 @@ def test_a_salt_destroyed_by_a_killed_call_is_not_called_kept(path, monkeypatch)
         numbers = book.request([([1], "me")])
         bring(book, numbers, State.PURGED)
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(book, "_scrub", lambda _: signal.raise_signal(signal.SIGINT))
+            killed = Mock(side_effect=KeyboardInterrupt)
+            patch.setattr(book, "_scrub", killed)
             book.attest(numbers)
         salts = secrets_of(path, 1)
         assert book.get(1).state == "purged" and salts == []

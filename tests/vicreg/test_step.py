@@ -32,7 +32,7 @@ VIEW = ViewConfig(area=(0.5, 1.0), jitter=0.0, gray=0.0, blur=0.0, solarize=0.0)
 OPTIM = OptimConfig(base_lr=0.16, warmup_epochs=1.0, weight_decay=1e-2, trust_coefficient=1.0)
 
 # Compiling takes nearly all the time here, and these options take most of that away.
-QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+QUICK = {"xla_backend_optimization_level": 0}
 jit = functools.partial(jax.jit, compiler_options=QUICK)
 
 
