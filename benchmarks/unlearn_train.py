@@ -122,6 +122,7 @@ def start_torch(*arguments: Any) -> Connection | None:
     context = multiprocessing.get_context("spawn")
     pipe, theirs = context.Pipe()
     context.Process(target=torch_worker, args=(theirs, *arguments), daemon=True).start()
+    theirs.close()  # should the worker die, its end is closed, and we hear of it
     return pipe
 
 
