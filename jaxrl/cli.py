@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 from fourfold.runtime import mesh
+from fourfold.runtime.commands import run_command
 from jaxrl import presets
 from jaxrl.config import AtariConfig, MinAtarConfig
 
@@ -119,7 +119,6 @@ class Scores:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Runs the command line; errors that a user can mend are printed in one line."""
-    words = list(sys.argv[1:] if args is None else args)
     commands: dict[str, Callable[[list[str]], None]] = {
         "train": _train,
         "evaluate": _evaluate,
@@ -128,17 +127,7 @@ def main(args: Sequence[str] | None = None) -> None:
         "presets": _presets,
         "games": _games,
     }
-    if not words or words[0] in ("-h", "--help"):
-        print(_USAGE)
-        return
-    if words[0] not in commands:
-        sys.exit(f"jaxrl: unknown command {words[0]!r}; allowed: {', '.join(commands)}")
-    try:
-        commands[words[0]](words[1:])
-    except (ValueError, OSError, ImportError, MemoryError) as error:
-        if os.environ.get("FOURFOLD_TRACEBACK"):
-            raise
-        sys.exit(f"jaxrl {words[0]}: {error}")
+    run_command("jaxrl", _USAGE, commands, args)
 
 
 def _train(words: list[str]) -> None:

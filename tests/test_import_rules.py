@@ -106,9 +106,8 @@ HOMES = {
     "wandb": "fourfold.runtime.metrics",
     "torch": "dialog.models.convert",
 }
-ALSO_AT_HOME = {
-    "sqlite3": "unlearn.sqlite_file dialog.memory.store"
-}  # standard library, so not lazy
+# Of the standard library, so not lazy.
+ALSO_AT_HOME = {"sqlite3": "unlearn.sqlite_file dialog.memory.store"}
 EDGE_ONLY = (
     "fourfold.runtime",
     "orbax",

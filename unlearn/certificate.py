@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from fourfold.runtime.host_arrays import DiskFullError, is_disk_full, sync
+from fourfold.runtime.host_arrays import DiskFullError, is_disk_full, replacing, sync
 from unlearn.ledger import Request, State
 
 _FORMAT, _VERSION = "fourfold unlearning certificate", 1
@@ -99,8 +99,9 @@ def write(
     page = _page(document, paths[0].name).encode()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _replace(paths[1], page)
-        _replace(paths[0], data)  # last, so that it vouches for the page
+        for path, content in ((paths[1], page), (paths[0], data)):  # the last vouches for the page
+            with replacing(path) as draft:
+                draft.write_bytes(content)
         sync(folder)
     except OSError as error:
         if is_disk_full(error):
@@ -184,19 +185,6 @@ def _software() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             found[name] = "not installed"
     return found
-
-
-def _replace(path: Path, data: bytes) -> None:
-    draft = path.with_name(f".{path.name}.tmp")
-    try:
-        with draft.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    except OSError:
-        draft.unlink(missing_ok=True)
-        raise
 
 
 def _page(document: Mapping[str, Any], name: str) -> str:

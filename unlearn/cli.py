@@ -6,14 +6,14 @@ import dataclasses
 import getpass
 import json
 import os
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import tyro
 
+from fourfold.runtime.commands import in_full, run_command
+from fourfold.runtime.host_arrays import replacing, write_array, write_text
 from unlearn.config import RunConfig
 
 _USAGE = """usage: unlearn COMMAND [OPTIONS]
@@ -72,7 +72,7 @@ class Forget:
     """Of the records."""
     ids_file: Path | None = None
     """A file of ids, one a line."""
-    who: str = dataclasses.field(default_factory=getpass.getuser)
+    who: str = dataclasses.field(default_factory=lambda: _user())
     """Who asks; it is kept, and stands in the certificate."""
     resume: bool = False
     """End what was interrupted; new ids may be given, too."""
@@ -147,7 +147,6 @@ class Status:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Runs the command line; errors that a user can mend are printed in one line."""
-    words = list(sys.argv[1:] if args is None else args)
     commands: dict[str, Callable[[list[str]], None]] = {
         "train": _train,
         "predict": _predict,
@@ -157,24 +156,11 @@ def main(args: Sequence[str] | None = None) -> None:
         "certificate": _certificate,
         "status": _status,
     }
-    if not words or words[0] in ("-h", "--help"):
-        print(_USAGE)
-        return
-    if words[0] not in commands:
-        sys.exit(f"unlearn: unknown command {words[0]!r}; allowed: {', '.join(commands)}")
-    try:
-        commands[words[0]](words[1:])
-    except (ValueError, OSError, ImportError, MemoryError) as error:
-        if os.environ.get("FOURFOLD_TRACEBACK"):
-            raise
-        sys.exit(f"unlearn {words[0]}: {error}")
+    run_command("unlearn", _USAGE, commands, args)
 
 
 def _train(words: list[str]) -> None:
-    words = [
-        _SHORT.get(name, name) + equals + value
-        for name, equals, value in (word.partition("=") for word in words)
-    ]
+    words = in_full(words, _SHORT)
     default = Train(tyro.MISSING, RunConfig())
     given = tyro.cli(Train, default=default, args=words, prog="unlearn train")
     from unlearn.train import train
@@ -199,7 +185,8 @@ def _predict(words: list[str]) -> None:
 
     run = Run(given.run)
     table = data.read(str(given.data), run.config.data, labels=False)
-    np.save(given.out, run.predict(table.x))
+    with replacing(given.out) as draft:
+        write_array(draft, run.predict(table.x))
     print(given.out)
 
 
@@ -234,6 +221,13 @@ def _forget(words: list[str]) -> None:
     print(json.dumps(found))
 
 
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # as in a container, whose user has a number alone
+        return f"user {os.getuid()}"
+
+
 def _plan(words: list[str]) -> None:
     given = tyro.cli(Plan, args=words, prog="unlearn plan")
     from unlearn import planner
@@ -261,9 +255,10 @@ def _audit(words: list[str]) -> None:
     folder = given.run / "audits"
     folder.mkdir(exist_ok=True)
     text = "\n".join(report.render() for report in reports)
-    (folder / "audit.md").write_text(text)
     pages = [json.loads(report.to_json()) for report in reports]
-    (folder / "audit.json").write_text(json.dumps(pages, indent=2))
+    for name, page in (("audit.md", text), ("audit.json", json.dumps(pages, indent=2))):
+        with replacing(folder / name) as draft:
+            write_text(draft, page)
     print(text)
 
 

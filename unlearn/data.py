@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -28,15 +28,8 @@ class Table(NamedTuple):
     y: np.ndarray
 
 
-def load(config: DataConfig, split: Literal["train", "test"] = "train") -> Table | None:
-    """Reads records.
-
-    Args:
-      config: which.
-      split: "test" for those of `config.test`.
-
-    Returns:
-      The records; None where there are none to score on.
+def load(config: DataConfig) -> Table:
+    """Reads the records to learn from.
 
     Raises:
       ImportError: a package that reads this kind of data is missing.
@@ -44,14 +37,16 @@ def load(config: DataConfig, split: Literal["train", "test"] = "train") -> Table
       ValueError: a column is missing or of the wrong type, a number isn't finite, or an id occurs
         twice; the message names them.
     """
-    name = config.name if split == "train" else config.test
-    if name is None:
-        if config.name == "digits":
-            return _digits(split)
-        return None if _is_file(config.name) else _tfds(config, split)
-    if name == "digits":
-        return _digits(split)
-    return read(name, config) if _is_file(name) else _tfds(config, split)
+    if _is_file(config.name):
+        return read(config.name, config)
+    return _named(config, "train")
+
+
+def load_test(config: DataConfig) -> Table | None:
+    """Reads the records to score on, where there are any; errors as `load`."""
+    if config.test is not None:
+        return read(config.test, config)
+    return None if _is_file(config.name) else _named(config, "test")
 
 
 def read(path: str, config: DataConfig, labels: bool = True) -> Table:
@@ -70,6 +65,10 @@ def read(path: str, config: DataConfig, labels: bool = True) -> Table:
     x = arrays["x"]
     y = arrays.get("y", np.full(len(x), ""))
     return _checked(path, arrays.get("ids", np.arange(len(x))), x, y)
+
+
+def _named(config: DataConfig, split: str) -> Table:
+    return _digits(split) if config.name == "digits" else _tfds(config, split)
 
 
 def _is_file(name: str) -> bool:

@@ -15,8 +15,8 @@ from fourfold.runtime import mesh as meshes
 from unlearn import models, partition, programs, sisa
 from unlearn.config import ModelConfig, OptimConfig, SisaConfig
 from unlearn.programs import Programs, digest
-from unlearn.sisa import Learner, ShardState
-from unlearn.trainer import Records, Trainer, first_slices
+from unlearn.sisa import Learner
+from unlearn.trainer import Records, States, Trainer, first_slices
 
 
 class SisaClassifier:
@@ -117,8 +117,8 @@ class SisaClassifier:
         places = partition.assign(self.ids_, self.config_, key)
         partition.check_capacity(places, self.config_, may_be_empty=True)
         labels = np.searchsorted(self.classes_, y).astype(np.int32)
-        self._states: dict[tuple[int, int], ShardState] = {}
-        self._train(Records(X, labels, places), {shard: 0 for shard in range(self.shards)})
+        self._states: States = {}
+        self._train(Records(X, labels, places), None)
         return self
 
     def forget(self, ids: Any) -> SisaClassifier:
@@ -190,17 +190,13 @@ class SisaClassifier:
             return dataclasses.replace(config, capacity=partition.capacity_for(count, config))
         return config
 
-    def _train(self, records: Records, start: dict[int, int]) -> None:
+    def _train(self, records: Records, start: dict[int, int] | None) -> None:
         """Trains shards; what served before is replaced when all are done."""
-        states = dict(self._states)
         key = jax.random.key(self.random_state)
         trainer = Trainer(self._learner(), self.config_, key, meshes.make_mesh())
-        for shard, slice_, state in trainer.fit(
-            records, start, lambda shard, slice_: states[shard, slice_]
-        ):
-            states[shard, slice_ + 1] = state
+        states = trainer.train(records, start, self._states)
         last = [states[shard, self.slices] for shard in range(self.shards)]
-        self._stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *last)
+        self._stacked = programs.stack(last)
         self._serving = np.isin(np.arange(self.shards), records.places.shard)
         self._states, self._records = states, records
 

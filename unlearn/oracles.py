@@ -15,11 +15,10 @@ from unlearn import membership, partition, programs
 from unlearn.config import SisaConfig
 from unlearn.data import Table
 from unlearn.partition import Partition
-from unlearn.sisa import Learner, ShardState
-from unlearn.trainer import Records, Trainer, first_slices
+from unlearn.sisa import Learner
+from unlearn.trainer import Records, States, Trainer, first_slices
 
 _TOGETHER = 12  # ensembles that are trained at once; each has its own copy of the records
-States = dict[tuple[int, int], ShardState]
 
 
 class Margins(NamedTuple):
@@ -108,19 +107,14 @@ class _Group:
         gone = np.tile(gone, self._count)
         x, y = (np.tile(a, (self._count, *[1] * (a.ndim - 1))) for a in self._table[1:])
         records = Records(x, y.astype(np.int32), self._places).take(~gone)
-        start = dict.fromkeys(range(self._count * self._shards), 0)
-        if states:
-            start = first_slices(self._places, gone)
-        new = dict(states)
-        for shard, slice_, state in self._trainer.fit(records, start, lambda s, r: states[s, r]):
-            new[shard, slice_ + 1] = state
-        return new
+        start = first_slices(self._places, gone) if states else None
+        return self._trainer.train(records, start, states)
 
     def margins(self, states: States, forgotten: np.ndarray) -> list[np.ndarray]:
         """Of each ensemble, by the mean of its shards' probabilities."""
         x, y = self._table.x[forgotten], self._table.y[forgotten]
         last = [states[s, self._slices] for s in range(self._count * self._shards)]
-        stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *last)
+        stacked = programs.stack(last)
         probs = programs.programs(self._learner, self._mesh).predict(stacked, x)
         found = []
         for part in np.split(np.asarray(probs, np.float64), self._count):

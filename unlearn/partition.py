@@ -113,24 +113,27 @@ def check_capacity(places: Partition, config: SisaConfig, may_be_empty: bool = F
     Raises:
       ValueError: the message names the first such place and what would do.
     """
-    counts = np.zeros((config.shards, config.slices), np.int64)
-    np.add.at(counts, (places.shard, places.slice), 1)
+    places_of = places.shard * config.slices + places.slice
+    counts = np.bincount(places_of, minlength=config.shards * config.slices)
+    counts = counts.reshape(config.shards, config.slices)
     if counts.max() > config.capacity:
         shard, slice_ = np.unravel_index(counts.argmax(), counts.shape)
         raise ValueError(
             f"slice {slice_} of shard {shard} has {counts.max()} records, more than the capacity "
             f"of {config.capacity}"
         )
-    empty = np.flatnonzero(counts.sum(axis=1) == 0)
-    if len(empty) and not may_be_empty:
+    if may_be_empty:
+        return
+    totals = counts.sum(axis=1)
+    empty = np.flatnonzero(totals == 0)
+    if len(empty):
         raise ValueError(
             f"shard {some(empty)} of {config.shards} is empty: {len(places)} records are too few "
             "for so many shards"
         )
-    least = int(counts.sum(axis=1).min())
-    if least < config.slices and not may_be_empty:
+    if totals.min() < config.slices:
         raise ValueError(
-            f"shard {counts.sum(axis=1).argmin()} has {least} records, fewer than its "
+            f"shard {totals.argmin()} has {totals.min()} records, fewer than its "
             f"{config.slices} slices: take fewer slices or shards"
         )
 
@@ -185,10 +188,9 @@ def batches(
     """
     steps = -(-len(rows) // batch_size)
     out = np.full((epochs, steps * batch_size), -1, np.int32)
-    for epoch in range(epochs):
-        keys = _mix(tokens ^ _mix(np.array([stage << 32 | epoch], np.uint64)))
-        # Of two records with one key, which is a matter of 2^-64, the smaller token comes first.
-        out[epoch, : len(rows)] = rows[np.lexsort((tokens, keys))]
+    salts = _mix(np.arange(epochs, dtype=np.uint64) | np.uint64(stage << 32))
+    keys = _mix(tokens[None] ^ salts[:, None])
+    out[:, : len(rows)] = rows[np.argsort(keys, axis=1, kind="stable")]
     return out.reshape(epochs * steps, batch_size)
 
 

@@ -123,8 +123,12 @@ def width_of(config: SisaConfig) -> int:
 def place(states: list[ShardState], lanes: int, mesh: Mesh) -> ShardState:
     """Stacks states and puts them on their devices; lanes that idle have the first one's."""
     states = states + [states[0]] * (lanes - len(states))
-    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *states)
-    return jax.device_put(stacked, meshes.batch_sharding(mesh))
+    return jax.device_put(stack(states), meshes.batch_sharding(mesh))
+
+
+def stack(states: list[ShardState]) -> ShardState:
+    """Joins the states of S shards to one, whose arrays have an axis of S in front."""
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *states)
 
 
 def to_host(state: ShardState) -> ShardState:

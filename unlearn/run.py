@@ -16,7 +16,7 @@ import numpy as np
 
 from fourfold.runtime import mesh as meshes
 from fourfold.runtime.config_io import from_json
-from fourfold.runtime.host_arrays import write_text
+from fourfold.runtime.host_arrays import replacing, write_text
 from fourfold.runtime.run_dir import RunDir, to_json
 from unlearn import data, models, partition, programs, sisa, store
 from unlearn.config import RunConfig
@@ -26,7 +26,7 @@ from unlearn.partition import Partition
 from unlearn.programs import Shape
 from unlearn.sisa import Learner, ShardState
 from unlearn.store import RecordStore, ShardStore
-from unlearn.trainer import Trainer
+from unlearn.trainer import Records, Trainer
 
 _SECRET = "secret.json"
 
@@ -71,8 +71,14 @@ class Run:
 
         Raises:
           FileExistsError: the folder exists and isn't empty.
-          ValueError: the records don't fill the shards, or overfill a slice.
+          ValueError: the records don't fill the shards, or overfill a slice; or shards are in
+            groups.
         """
+        if config.sisa.groups:
+            raise ValueError(
+                "a run in a folder keeps no probabilities of deletion, which groups go by; found "
+                f"{config.sisa.groups}"
+            )
         if not config.sisa.capacity:
             capacity = partition.capacity_for(len(table.ids), config.sisa)
             config = dataclasses.replace(
@@ -89,10 +95,9 @@ class Run:
         RecordStore(folder.path / "records").write({"ids": table.ids, "x": table.x, "y": labels})
         # Last: a folder without it was never filled.
         secret = {"key": key.hex(), "classes": classes.tolist(), "shape": table.x.shape[1:]}
-        draft = folder.path / f"{_SECRET}.tmp"
-        write_text(draft, json.dumps(secret))
-        draft.chmod(0o600)
-        draft.rename(folder.path / _SECRET)
+        with replacing(folder.path / _SECRET) as draft:
+            write_text(draft, json.dumps(secret))
+            draft.chmod(0o600)
         return cls(path)
 
     @property
@@ -130,6 +135,11 @@ class Run:
         """The records that are left, their labels as positions in `classes`."""
         found = self.records.read()
         return Table(found["ids"], found["x"], found["y"])
+
+    def placed(self) -> Records:
+        """The same records with their places."""
+        table = self.table()
+        return Records(table.x, table.y, self.places(table.ids))
 
     def certificate(self, number: int) -> Path:
         """Where the certificate of a request is, or will be."""
@@ -232,7 +242,7 @@ class Run:
 
     def accuracy(self) -> float | None:
         """Returns the share of test records that are predicted right; None where there are none."""
-        test = data.load(self.config.data, "test")
+        test = data.load_test(self.config.data)
         if test is None:
             return None
         return float(np.mean(self.classes[self.predict(test.x).argmax(axis=1)] == test.y))
@@ -256,7 +266,7 @@ class Run:
             )
         last, like = self.config.sisa.slices - 1, self.like
         states = [s.load(last, like) for s, good in zip(self.shards, serving, strict=True) if good]
-        stacked: Any = jax.tree.map(lambda *leaves: np.stack(leaves), *states)
+        stacked: Any = programs.stack(states)
         predict = programs.programs(self.learner(), meshes.make_mesh(1)).predict
         found = []
         for begin in range(0, len(x), batch_size):

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from fourfold.runtime.host_arrays import sync, sync_tree, write_array, write_text
+from fourfold.runtime.host_arrays import replacing, sync, sync_tree, write_array, write_text
 from unlearn.programs import digest
 from unlearn.sisa import ShardState
 
@@ -110,8 +110,8 @@ class ShardStore:
         if not note.exists() or note.read_text() != purpose:
             shutil.rmtree(draft, ignore_errors=True)
             draft.mkdir(parents=True)
-            write_text(draft / "purpose.tmp", purpose)
-            (draft / "purpose.tmp").rename(note)
+            with replacing(note) as part:
+                write_text(part, purpose)
         done = (int(path.stem.removeprefix("slice_")) for path in draft.glob("slice_*.npz"))
         return max(done, default=-1) + 1
 
@@ -121,10 +121,8 @@ class ShardStore:
         path = draft / f"slice_{slice_:03d}.npz"
         leaves = jax.tree_util.tree_leaves_with_path(state)
         arrays: dict[str, Any] = {jax.tree_util.keystr(at): np.asarray(leaf) for at, leaf in leaves}
-        with path.with_suffix(".tmp").open("wb") as file:
+        with replacing(path) as part, part.open("wb") as file:
             np.savez(file, **arrays)
-        sync(path.with_suffix(".tmp"))
-        path.with_suffix(".tmp").rename(path)
 
     def load(self, slice_: int, like: ShardState, draft: bool = False) -> ShardState:
         """Returns the state after a slice.
@@ -156,7 +154,9 @@ class ShardStore:
                 found.append(array)
         return jax.tree_util.tree_unflatten(tree, found)
 
-    def publish(self, slices: int, kept: int, like: ShardState, expected: str | None = None) -> str:
+    def publish(
+        self, slices: int, kept: int, like: ShardState, expected: str | None = None
+    ) -> None:
         """Makes the new states current; the old ones stay until `purge`.
 
         Args:
@@ -165,19 +165,16 @@ class ShardStore:
           like: as for `load`.
           expected: the digest that there has to be, if it is known.
 
-        Returns:
-          The digest of the state after the last slice.
-
         Raises:
-          ValueError: it is another one; the old states stay current.
+          ValueError: the state after the last slice has another one; the old states stay current.
         """
         draft = self.folder / _DRAFT
         current = _read(self.folder) or {"generation": 0}
         for slice_ in range(kept):
             name = f"slice_{slice_:03d}.npz"
             if not (draft / name).exists():
-                shutil.copyfile(_generation(self.folder) / name, draft / f"{name}.tmp")
-                (draft / f"{name}.tmp").rename(draft / name)
+                with replacing(draft / name) as part:
+                    shutil.copyfile(_generation(self.folder) / name, part)
         found = digest(self.load(slices - 1, like, draft=True))
         if expected not in (None, found):
             raise ValueError(
@@ -192,7 +189,6 @@ class ShardStore:
             "purpose": (draft / "purpose.txt").read_text(),
         }
         _adopt(self.folder, draft, note)
-        return note["hash"]
 
 
 def purge(folder: Path) -> None:
@@ -212,8 +208,8 @@ def _adopt(folder: Path, draft: Path, note: dict[str, Any]) -> None:
     target = folder / _name(note["generation"])
     shutil.rmtree(target, ignore_errors=True)
     draft.rename(target)
-    write_text(folder / f"{_CURRENT}.tmp", json.dumps(note))
-    (folder / f"{_CURRENT}.tmp").rename(folder / _CURRENT)
+    with replacing(folder / _CURRENT) as part:
+        write_text(part, json.dumps(note))
     sync(folder)
 
 

@@ -45,12 +45,10 @@ def train(
     if resume:
         run = Run(out)
     else:
-        table = data.load(config.data)
-        assert table is not None
-        run = Run.create(out, config, table)
+        run = Run.create(out, config, data.load(config.data))
     with run.ledger() as ledger, ledger.exclusive():
         start = {s: 0 for s, shard in enumerate(run.shards) if shard.hash is None}
-        _retrain(run, start, np.zeros(len(run.table().ids), bool), num_devices, quiet)
+        _retrain(run, run.placed(), start, num_devices, quiet)
         if not ledger.head():
             ledger.trained({s: _hash(run, s) for s in range(len(run.shards))})
     return run
@@ -99,25 +97,25 @@ def _finish(run: Run, ledger: Ledger, num_devices: int | None, quiet: bool) -> l
     _repair(run, ledger, num_devices, quiet)
     pending = ledger.pending()
     numbers = {state: [r.number for r in pending if r.state is state] for state in State}
-    table = run.table()
-    new = numbers[State.REQUESTED]
-    if new:
-        shard = run.places(table.ids).shard
-        shards = {n: set(shard[_asked(ledger, [n], table.ids)].tolist()) for n in new}
+    ids, new = run.table().ids, numbers[State.REQUESTED]
+    closed = new + numbers[State.TOMBSTONED]
+    records = run.placed() if closed else None
+    if records and new:
+        shard = records.places.shard
+        shards = {n: set(shard[_asked(ledger, [n], ids)].tolist()) for n in new}
         affected = {shard for found in shards.values() for shard in found}
         ledger.tombstone(shards, {shard: _hash(run, shard) for shard in affected})
-    closed = new + numbers[State.TOMBSTONED]
-    if closed:
-        gone = _asked(ledger, closed, table.ids)
-        start, head = first_slices(run.places(table.ids), gone), ledger.head()
+    if records:
+        gone = _asked(ledger, closed, ids)
+        start, head = first_slices(records.places, gone), ledger.head()
         # A state that is not on record may be from a backup, and its slices, too, have seen more.
         start |= {s: 0 for s in start if run.shards[s].hash != head[s]}
-        _retrain(run, start, gone, num_devices, quiet)
+        _retrain(run, records.take(~gone), start, num_devices, quiet)
         affected = {shard for n in closed for shard in ledger.get(n).before}
         ledger.retrained(closed, {shard: _hash(run, shard) for shard in affected})
     purge = closed + numbers[State.RETRAINED]
     if purge:
-        run.records.drop(_asked(ledger, purge, table.ids))
+        run.records.drop(_asked(ledger, purge, ids))
         run.purge()
         ledger.purged(purge)
     attest = purge + numbers[State.PURGED]
@@ -139,13 +137,14 @@ def _repair(run: Run, ledger: Ledger, num_devices: int | None, quiet: bool) -> N
       ValueError: a shard trained on the records that are there is not the one on record: forgotten
         records have come back whose salts are gone, or the software is another.
     """
-    table = run.table()
+    ids = run.table().ids
     open_ = [request.number for request in ledger.pending()]
-    back = ledger.match(table.ids) & ~_asked(ledger, open_, table.ids)
+    back = ledger.match(ids) & ~_asked(ledger, open_, ids)
     closed, head = ledger.closed_shards(), ledger.head()
     stale = {s: 0 for s, newest in head.items() if s not in closed and _hash(run, s) != newest}
     if stale:
-        _retrain(run, stale, back, num_devices, quiet, {s: head[s] for s in stale})
+        left = run.placed().take(~back)
+        _retrain(run, left, stale, num_devices, quiet, {s: head[s] for s in stale})
     run.records.drop(back)
     run.purge()
 
@@ -168,20 +167,18 @@ def _hash(run: Run, shard: int) -> str:
 
 def _retrain(
     run: Run,
+    records: Records,
     start: dict[int, int],
-    gone: np.ndarray,
     num_devices: int | None,
     quiet: bool,
     expected: Mapping[int, str] = MappingProxyType({}),
 ) -> None:
-    """Trains shards on the records that stay, and makes the new states current.
+    """Trains shards on the records that are left, and makes the new states current.
 
     What an earlier attempt for the very same records came to is taken up where it ended; only those
     shards are trained in any case of which it is known what they have to come to.
     """
-    table, config = run.table(), run.config.sisa
-    left = ~np.asarray(gone)
-    records = Records(table.x[left], table.y[left], run.places(table.ids[left]))
+    config = run.config.sisa
     purposes, begin = {}, {}
     for shard, first in sorted(start.items()):
         mine = records.places.shard == shard

@@ -7,6 +7,7 @@ devices: see `unlearn.programs`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +21,18 @@ from unlearn.partition import Partition
 from unlearn.programs import BLOCK, Shape
 from unlearn.sisa import Learner, ShardState
 
-# Of a shard, the batches of one stage of its training.
+# By shard and number of slices learnt.
+States = dict[tuple[int, int], ShardState]
+
+
+class _Lane(NamedTuple):
+    """A shard's positions among the records, and its rows on the device, by slice and token."""
+
+    at: np.ndarray
+    rows: np.ndarray
+
+
+# Of a group of shards, the batches of one stage of their training.
 _Stage = dict[int, np.ndarray]
 
 
@@ -92,8 +104,9 @@ class Trainer:
         groups = [shards[i : i + lanes] for i in range(0, len(shards), lanes)]
         done = 0
         for group in groups:
-            plan = self._plan(records.places, group, start)
-            x, y = self._lanes(records, group, lanes)
+            own = {shard: _lane(records.places, shard, self._config) for shard in group}
+            plan = self._plan(records.places, own, start)
+            x, y = self._place(records, own, lanes)
             states = [load(s, start[s]) if start[s] else self.init(s, record) for s in group]
             state = programs.place(states, lanes, self._mesh)
             for slice_, stage in enumerate(plan):
@@ -106,6 +119,28 @@ class Trainer:
                     if shard in stage:
                         yield shard, slice_, jax.tree.map(lambda leaf, i=lane: leaf[i], found)
                 progress(done)
+
+    def train(
+        self,
+        records: Records,
+        start: Mapping[int, int] | None = None,
+        states: Mapping[tuple[int, int], ShardState] = MappingProxyType({}),
+    ) -> States:
+        """Trains shards and keeps every state in memory.
+
+        Args:
+          records: as for `fit`.
+          start: as for `fit`; None for all shards from their first slices on.
+          states: those that there are, by shard and number of slices learnt.
+
+        Returns:
+          The same with the new ones; the end of a shard is at (shard, R).
+        """
+        known = dict(states)
+        start = dict.fromkeys(range(self._config.shards), 0) if start is None else start
+        for shard, slice_, state in self.fit(records, start, lambda s, r: known[s, r]):
+            known[shard, slice_ + 1] = state
+        return known
 
     def updates(self, records: Records, start: Mapping[int, int]) -> int:
         """Returns how many updates `fit` makes, over all shards."""
@@ -130,13 +165,14 @@ class Trainer:
             width *= 2
         return widest
 
-    def _plan(self, places: Partition, group: list[int], start: Mapping[int, int]) -> list[_Stage]:
+    def _plan(
+        self, places: Partition, own: dict[int, _Lane], start: Mapping[int, int]
+    ) -> list[_Stage]:
         """The stages of a group, one for each slice."""
         config = self._config
         epochs = partition.epochs_of_slices(config.epochs, config.slices)
         plan: list[_Stage] = [{} for _ in range(config.slices)]
-        for shard in group:
-            at, rows = _rows_of(places, shard, config)
+        for shard, (at, rows) in own.items():
             tokens, slices = places.token[at], places.slice[at]
             for slice_ in range(start[shard], config.slices):
                 seen = slices <= slice_
@@ -145,13 +181,12 @@ class Trainer:
                 )
         return plan
 
-    def _lanes(self, records: Records, group: list[int], lanes: int) -> tuple[Any, Any]:
+    def _place(self, records: Records, own: dict[int, _Lane], lanes: int) -> tuple[Any, Any]:
         """The records of each lane's shard on its device, `(lanes, R · capacity, ...)`."""
         size = self._config.slices * self._config.capacity
         x = Shape.of(records.x).zeros(lanes, size)
         y = Shape.of(records.y).zeros(lanes, size)
-        for lane, shard in enumerate(group):
-            at, rows = _rows_of(records.places, shard, self._config)
+        for lane, (at, rows) in enumerate(own.values()):
             x[lane, rows], y[lane, rows] = records.x[at], records.y[at]
         return jax.device_put((x, y), meshes.batch_sharding(self._mesh))
 
@@ -185,11 +220,10 @@ def first_slices(places: Partition, deleted: np.ndarray) -> dict[int, int]:
     return start
 
 
-def _rows_of(places: Partition, shard: int, config: SisaConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Positions of a shard's records and their rows in its lane: by slice, then by token."""
+def _lane(places: Partition, shard: int, config: SisaConfig) -> _Lane:
     at = np.flatnonzero(places.shard == shard)
     at = at[np.lexsort((places.token[at], places.slice[at]))]
     slices = places.slice[at]
     first = np.searchsorted(slices, slices)
     rows = slices * config.capacity + np.arange(len(at)) - first
-    return at, rows.astype(np.int32)
+    return _Lane(at, rows.astype(np.int32))

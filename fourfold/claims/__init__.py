@@ -16,7 +16,9 @@ import importlib
 import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
+
+T = TypeVar("T")
 
 Scale = Literal["laptop", "gpu", "paper"]
 SCALES: tuple[str, ...] = get_args(Scale)
@@ -150,3 +152,14 @@ def select(names: tuple[str, ...] = ()) -> list[str]:
 def load(name: str) -> Callable[[str, Path, Progress], Claim]:
     """Imports a claim's module and returns its `run`."""
     return importlib.import_module(CLAIMS[name].module).run
+
+
+def at_scale(scales: Mapping[str, T], scale: str) -> T:
+    """Returns what a claim does at a scale.
+
+    Raises:
+      ValueError: the claim has no such scale.
+    """
+    if scale not in scales:
+        raise ValueError(f"scale must be one of {', '.join(scales)}, found {scale!r}")
+    return scales[scale]

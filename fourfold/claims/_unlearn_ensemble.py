@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -13,10 +13,7 @@ from unlearn import data, models, partition, programs, trainer
 from unlearn.config import DataConfig, ModelConfig, OptimConfig, SisaConfig
 from unlearn.data import Table
 from unlearn.sisa import Learner, ShardState
-from unlearn.trainer import Records, Trainer
-
-# (shard, slice): before that slice; (shard, R): at the end.
-States = dict[tuple[int, int], ShardState]
+from unlearn.trainer import Records, States, Trainer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,12 +88,7 @@ class Ensemble(NamedTuple):
 
     def fit(self, start: dict[int, int] | None = None, states: States | None = None) -> States:
         """Trains shards from a slice on, by default all of them from the first; others stay."""
-        known = dict(states or {})
-        start = dict.fromkeys(range(self.config.shards), 0) if start is None else start
-        found = self.trainer.fit(self.records, start, lambda shard, slice_: known[shard, slice_])
-        for shard, slice_, state in found:
-            known[shard, slice_ + 1] = state
-        return known
+        return self.trainer.train(self.records, start, states or {})
 
     def forget(self, states: States, gone: np.ndarray) -> tuple[Ensemble, States]:
         """Returns the ensemble without the records `gone`, bool `(N,)`, and its networks."""
@@ -121,7 +113,7 @@ class Ensemble(NamedTuple):
 
     def probabilities(self, states: States, x: np.ndarray) -> np.ndarray:
         """Of each network for records `(B, ...)`, float32 `(S, B, C)`."""
-        stacked: Any = jax.tree.map(lambda *leaves: np.stack(leaves), *self.last(states))
+        stacked = programs.stack(self.last(states))
         return np.asarray(programs.programs(self.learner, meshes.make_mesh(1)).predict(stacked, x))
 
     def digests(self, states: States) -> np.ndarray:
@@ -131,8 +123,9 @@ class Ensemble(NamedTuple):
 
 def load(plan: Plan) -> Problem:
     """Reads the plan's data."""
-    splits = [data.load(DataConfig(plan.data), "train"), data.load(DataConfig(plan.data), "test")]
-    train, test = (split for split in splits if split is not None)
+    train, test = data.load(DataConfig(plan.data)), data.load_test(DataConfig(plan.data))
+    if test is None:
+        raise ValueError(f"{plan.data} has no records to score on")
     classes = np.unique(train.y)
     train, test = (
         table._replace(y=np.searchsorted(classes, table.y).astype(np.int32))

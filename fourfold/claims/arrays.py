@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fourfold.runtime.host_arrays import replacing
+
 
 def save(path: Path, settings: str, result: Mapping[str, np.ndarray]) -> None:
     """Writes a result with its settings, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.tmp")
-    with draft.open("wb") as file:
-        arrays: dict[str, Any] = {"settings": np.array(settings), **result}
+    arrays: dict[str, Any] = {"settings": np.array(settings), **result}
+    with replacing(path) as draft, draft.open("wb") as file:
         np.savez_compressed(file, **arrays)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
 
 
 def load(path: Path, settings: str) -> dict[str, np.ndarray] | None:

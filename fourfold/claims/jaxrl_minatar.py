@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from fourfold.claims import Claim, Progress, arrays
+from fourfold.claims import Claim, Progress, arrays, at_scale
 from fourfold.claims._minatar_report import Plan, write
 from fourfold.claims._minatar_smoothness import measure, successive_observations
 from fourfold.runtime import mesh as meshes
@@ -61,9 +61,7 @@ def run(scale: str, out: Path, progress: Progress) -> Claim:
     Raises:
       ValueError: the scale is unknown.
     """
-    if scale not in SCALES:
-        raise ValueError(f"scale must be one of {', '.join(SCALES)}, found {scale!r}")
-    return run_plan(SCALES[scale], VARIANTS, scale, out, progress)
+    return run_plan(at_scale(SCALES, scale), VARIANTS, scale, out, progress)
 
 
 def run_plan(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from fourfold.claims import Claim, Figure, Plot
+from fourfold.runtime.host_arrays import replacing
 from fourfold.runtime.jsonl import to_plain
 
 _FILE = "claim.json"
@@ -20,12 +20,8 @@ def write_atomically(path: Path, text: str) -> None:
     Raises:
       OSError: as the operating system says.
     """
-    draft = path.with_name(f".{path.name}.tmp")
-    with draft.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
+    with replacing(path) as draft:
+        draft.write_text(text, encoding="utf-8")
 
 
 def to_data(claim: Claim) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from fourfold.claims import Claim, Progress, arrays
+from fourfold.claims import Claim, Progress, arrays, at_scale
 from fourfold.claims import _unlearn_ensemble as ensembles
 from fourfold.claims._unlearn_attack import attack
 from fourfold.claims._unlearn_ensemble import Plan, Problem
@@ -42,9 +42,7 @@ def run(scale: str, out: Path, progress: Progress) -> Claim:
     Raises:
       ValueError: the scale is unknown.
     """
-    if scale not in SCALES:
-        raise ValueError(f"scale must be one of {', '.join(SCALES)}, found {scale!r}")
-    return run_plan(SCALES[scale], scale, out, progress)
+    return run_plan(at_scale(SCALES, scale), scale, out, progress)
 
 
 def run_plan(plan: Plan, scale: str, out: Path, progress: Progress) -> Claim:

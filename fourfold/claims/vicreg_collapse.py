@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from fourfold.claims import Claim, Progress, arrays
+from fourfold.claims import Claim, Progress, arrays, at_scale
 from fourfold.claims._vicreg_report import Plan, write
 from fourfold.runtime import mesh as meshes
 from vicreg import classify, compiled, data, diagnostics, heads, learner, presets, probe, train
@@ -55,9 +55,7 @@ def run(scale: str, out: Path, progress: Progress) -> Claim:
     Raises:
       ValueError: the scale is unknown.
     """
-    if scale not in SCALES:
-        raise ValueError(f"scale must be one of {', '.join(SCALES)}, found {scale!r}")
-    return run_plan(SCALES[scale], METHODS, scale, out, progress)
+    return run_plan(at_scale(SCALES, scale), METHODS, scale, out, progress)
 
 
 def run_plan(

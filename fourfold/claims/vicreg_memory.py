@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fourfold.claims import Claim, Figure, Plot, Progress
+from fourfold.claims import Claim, Figure, Plot, Progress, at_scale
 from fourfold.claims._vicreg_report import PAPER
 from vicreg import baselines, losses
 
@@ -49,9 +49,7 @@ def run(scale: str, out: Path, progress: Progress) -> Claim:
       ValueError: the scale is unknown.
     """
     del out
-    if scale not in ROWS:
-        raise ValueError(f"scale must be one of {', '.join(ROWS)}, found {scale!r}")
-    began, rows = time.monotonic(), ROWS[scale]
+    began, rows = time.monotonic(), at_scale(ROWS, scale)
     table = np.zeros((len(LOSSES), len(rows)))
     for i, (name, loss) in enumerate(LOSSES.items()):
         for j, n in enumerate(rows):

@@ -10,7 +10,8 @@ import errno
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,22 @@ def write_text(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Gives a draft to write, which takes the file's place once it is whole and on disk.
+
+    Where the writing fails, the draft is removed and the file is as it was.
+    """
+    draft = path.with_name(f".{path.name}.tmp")
+    try:
+        yield draft
+        sync(draft)
+        draft.rename(path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
 
 
 def sync_tree(folder: Path) -> dict[str, int]:

@@ -52,7 +52,7 @@ def nt_xent(
         raise ValueError(f"temperature must be above 0, found {temperature}")
     z_a, z_b, total = _views(z_a, z_b, axis_name)
     rows, offset = z_a.shape[0], 0
-    u_a, u_b = keys_a, keys_b = _unit(z_a), _unit(z_b)
+    u_a, u_b = keys_a, keys_b = unit(z_a), unit(z_b)
     if axis_name is not None:
         offset = lax.axis_index(axis_name) * rows
         keys_a, keys_b = (lax.all_gather(u, axis_name, tiled=True) for u in (u_a, u_b))
@@ -198,7 +198,8 @@ def _as_float32(name: str, value: ArrayLike) -> jax.Array:
     return array.astype(jnp.float32)
 
 
-def _unit(z: jax.Array) -> jax.Array:
+def unit(z: jax.Array) -> jax.Array:
+    """Returns rows `(N, D)` scaled to length 1; rows of zeros stay so."""
     # By its largest number first, whose square might be out of range. Zeros are divided by 1, not
     # by a tiny constant, which would make their gradient huge.
     largest = lax.stop_gradient(jnp.max(jnp.abs(z), axis=1, keepdims=True))

@@ -19,7 +19,7 @@ import optax
 from fourfold.runtime import mesh as meshes
 from fourfold.runtime.checkpoint import Checkpoints
 from fourfold.runtime.hardware import cpu_options
-from fourfold.runtime.host_arrays import write_text
+from fourfold.runtime.host_arrays import replacing, write_text
 from fourfold.runtime.progress import Progress
 from fourfold.runtime.run_dir import RunDir
 from vicreg import augment, data, heads, models
@@ -120,8 +120,8 @@ def fit(
     finally:
         bar.close()
     if meshes.is_lead():
-        write_text(folder / f"{_RESULT}.tmp", json.dumps(history))
-        (folder / f"{_RESULT}.tmp").replace(folder / _RESULT)
+        with replacing(folder / _RESULT) as draft:
+            write_text(draft, json.dumps(history))
     return history
 
 

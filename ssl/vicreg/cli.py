@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -13,6 +11,7 @@ from typing import Annotated, Literal
 import tyro
 
 from fourfold.runtime import mesh
+from fourfold.runtime.commands import in_full, run_command
 from fourfold.runtime.config_io import from_json
 from fourfold.runtime.run_dir import RunDir
 from vicreg import presets
@@ -97,32 +96,17 @@ class Embed:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Runs the command line; errors that a user can mend are printed in one line."""
-    words = list(sys.argv[1:] if args is None else args)
     commands: dict[str, Callable[[list[str]], None]] = {
         "pretrain": _pretrain,
         "probe": _probe,
         "embed": _embed,
         "presets": _presets,
     }
-    if not words or words[0] in ("-h", "--help"):
-        print(_USAGE)
-        return
-    if words[0] not in commands:
-        sys.exit(f"vicreg: unknown command {words[0]!r}; allowed: {', '.join(commands)}")
-    troubles = (ValueError, OSError, ImportError, MemoryError, CollapseError, NonFiniteError)
-    try:
-        commands[words[0]](words[1:])
-    except troubles as error:
-        if os.environ.get("FOURFOLD_TRACEBACK"):
-            raise
-        sys.exit(f"vicreg {words[0]}: {error}")
+    run_command("vicreg", _USAGE, commands, args, (CollapseError, NonFiniteError))
 
 
 def _pretrain(words: list[str]) -> None:
-    words = [
-        _SHORT.get(name, name) + equals + value
-        for name, equals, value in (word.partition("=") for word in words)
-    ]
+    words = in_full(words, _SHORT)
     words, name = _take(words, "--preset")
     if name is not None:
         config = presets.get(name).config

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
+from vicreg.baselines import unit
+
 
 def predict(
     features: ArrayLike,
@@ -147,9 +149,7 @@ def _unit(name: str, value: ArrayLike) -> jax.Array:
             f"{name} must be floats of shape (samples, dimensions), "
             f"found {array.dtype} of shape {array.shape}"
         )
-    array = array.astype(jnp.float32)
-    square = jnp.sum(jnp.square(array), axis=1, keepdims=True)
-    return array / jnp.sqrt(jnp.where(square > 0, square, 1))
+    return unit(array.astype(jnp.float32))
 
 
 def _labels(name: str, value: ArrayLike, of: str, shape: tuple[int, ...]) -> jax.Array:

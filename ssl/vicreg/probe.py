@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from fourfold.runtime import mesh as meshes
+from fourfold.runtime.host_arrays import replacing, write_array
 from vicreg import classify, data, heads, knn
 from vicreg.classify import History, Recipe
 from vicreg.config import ProbeConfig
@@ -127,8 +128,9 @@ def embed(
     labels = out.with_name(f"{out.stem}_labels.npy")
     if meshes.is_lead():
         out.parent.mkdir(parents=True, exist_ok=True)
-        np.save(out, found.features, allow_pickle=False)
-        np.save(labels, found.labels, allow_pickle=False)
+        for path, array in ((out, found.features), (labels, found.labels)):
+            with replacing(path) as draft:
+                write_array(draft, np.asarray(array))
     return out, labels
 
 

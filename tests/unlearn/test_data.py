@@ -32,7 +32,7 @@ def test_tables(suffix, tmp_path):
     other = write(tmp_path / f"o{suffix}", table().rename_columns(["who", "what", "u"]))
     named = data.load(DataConfig(other, id_column="who", label_column="what"))
     np.testing.assert_array_equal(named.x, np.float32([[1], [2], [3]]))
-    assert data.load(DataConfig(path), "test") is None
+    assert data.load_test(DataConfig(path)) is None
 
 
 def test_arrays(tmp_path):
@@ -47,7 +47,7 @@ def test_arrays(tmp_path):
 
 
 def test_digits():
-    learn, score = (data.load(DataConfig(), split) for split in ("train", "test"))
+    learn, score = (read(DataConfig()) for read in (data.load, data.load_test))
     assert learn.x.shape == (1438, 8, 8) and score.x.shape == (359, 8, 8)
     assert not set(learn.ids) & set(score.ids) and learn.x.max() == 1
     assert len(set(learn.ids) | set(score.ids)) == 1797

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 
+from fourfold.runtime import host_arrays
 from unlearn import certificate, cli, programs, store
 from unlearn.config import DataConfig, ModelConfig, OptimConfig, RunConfig, SisaConfig
 from unlearn.ledger import Ledger, State
@@ -98,7 +99,7 @@ def test_forgetting_is_exact_and_leaves_nothing(run):
     assert is_clean(run.path, "person-007", "person-050")
     assert len(run.table().ids) == N - 2 and run.serving().all()
     document = certificate.verify(run.certificate(1))
-    assert document["who"] == "she" if "who" in document else True
+    assert document["who"] == "she" and document["request"] == 1
     # Slices before the first that is hit are kept as they were, later ones are new.
     for shard in affected:
         for path in run.shards[shard].folder.iterdir():
@@ -142,6 +143,7 @@ STEPS = (
     (store, "write_text"),
     (store, "sync"),
     (store, "sync_tree"),
+    (host_arrays, "sync"),
     (store.shutil, "rmtree"),
     (store.shutil, "copyfile"),
     (Path, "rename"),
@@ -363,10 +365,11 @@ def test_the_command_line(trained, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     data = write_data(tmp_path / "data.npz", np.arange(N))
     words = ["--data", data.name, "--data.test", data.name, "--sisa.shards", "3"]
-    words += ["--sisa.slices", "2", "--sisa.epochs", "4", "--sisa.model.hidden", "5"]
+    words += ["--sisa.slices", "2", "--sisa.epochs", "20", "--sisa.model.hidden", "5"]
+    words += ["--sisa.optim.lr", "0.1"]
     cli.main(["train", *words, "--out", "run", "--quiet"])
     found = json.loads(capsys.readouterr().out)
-    assert found["records"] == N and found["accuracy"] > 0.6
+    assert found["records"] == N and found["accuracy"] > 0.8  # its salt is drawn: 0.89 to 0.99
     cli.main(["predict", "--run", "run", "--data", "data.npz", "--out", "probs.npy"])
     probs = np.load("probs.npy")
     assert probs.shape == (N, 2) and np.allclose(probs.sum(1), 1, atol=1e-5)
@@ -391,6 +394,10 @@ def test_the_command_line(trained, tmp_path, capsys, monkeypatch):
         (["sing"], "unknown command 'sing'; allowed: train, predict, forget, plan"),
         (["train", "--data", "nowhere.csv", "--out", "x"], "no data: nowhere.csv is no file"),
         (["train", "--sisa.slices", "99", "--out", "x"], "99 slices are more than"),
+        (
+            ["train", "--sisa.shards", "2", "--sisa.groups", "1.0", "2", "--out", "x"],
+            "a run in a folder keeps no probabilities",
+        ),
         (["train", "--sisa.shards", "2000", "--out", "x"], "empty"),
         (["forget", "--run", "nowhere", "--ids", "1"], "no run: nowhere does not exist"),
         (["forget", "--run", "nowhere"], "give --ids or --ids-file"),

@@ -9,6 +9,7 @@ import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax._src import compiler
 
 from fourfold.runtime import mesh as meshes
 from unlearn import models, partition, programs, sisa
@@ -212,13 +213,19 @@ def test_a_width_that_differs_is_found_out(one, monkeypatch):
 def test_a_second_deletion_compiles_nothing(one, whole):
     data = records()
     forget(one, data, whole, mask([0]))
+    compiled = []
+    compile_or_load = compiler.compile_or_get_cached
+
+    def watched(*args, **kwargs):
+        compiled.append(args)
+        return compile_or_load(*args, **kwargs)
+
     with pytest.MonkeyPatch.context() as patch:
-        compiled = []
-        patch.setattr(
-            "jax._src.compiler.compile_or_get_cached", lambda *a, **k: compiled.append(a) or None
-        )
+        patch.setattr(compiler, "compile_or_get_cached", watched)
         forget(trainer(), data, whole, mask([1]))
-    assert not compiled
+        assert not compiled
+        jax.jit(lambda x: x + len(compiled))(1)
+    assert len(compiled) == 1  # that is: a compilation is seen
 
 
 def test_optimisers_keep_their_state_at_slices(lenient_promotion):
