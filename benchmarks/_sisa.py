@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from unlearn import models, partition
-from unlearn.config import ModelConfig, SisaConfig
+from unlearn.config import ModelConfig, OptimConfig, SisaConfig
 from unlearn.sisa import Learner, ShardState
 from unlearn.trainer import Records, Trainer
 
@@ -50,10 +50,12 @@ def problem(network: str, slices: int, epochs: int) -> Problem:
     """Random records with labels that can be learnt, about 1,024 a shard as the hash has it."""
     inputs, hidden = NETWORKS[network]
     count = SHARDS * PER_SHARD
-    config = SisaConfig(SHARDS, slices, epochs=epochs, model=ModelConfig((hidden,)))
+    # Slow and of short records: otherwise training is chaotic, and rounding alone parts the peers.
+    optim = OptimConfig(lr=0.01)
+    config = SisaConfig(SHARDS, slices, epochs=epochs, optim=optim, model=ModelConfig((hidden,)))
     config = dataclasses.replace(config, capacity=partition.capacity_for(count, config))
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(count, inputs)).astype(np.float32)
+    x = (rng.normal(size=(count, inputs)) * 4 / np.sqrt(inputs)).astype(np.float32)
     y = (x @ rng.normal(size=(inputs, CLASSES))).argmax(axis=1).astype(np.int32)
     places = partition.assign(partition.check_ids(np.arange(count)), config, key=bytes(16))
     partition.check_capacity(places, config)

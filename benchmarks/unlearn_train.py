@@ -59,6 +59,7 @@ def program_alone(
         return jax.device_put(np.pad(array, room, constant_values=-1), sharding)
 
     x, y = put(layout.x), put(layout.y)
+    first = programs.stack(init + init[:1] * (lanes - SHARDS))
     calls = []
     for stage in layout.stages:
         for begin in range(0, stage.shape[1], programs.BLOCK):
@@ -66,7 +67,7 @@ def program_alone(
             calls.append((put(part, programs.BLOCK), np.int32(part.shape[1])))
 
     def train() -> ShardState:
-        state = programs.place(init, lanes, mesh)
+        state = jax.device_put(first, sharding)
         for block, count in calls:
             state = run(state, x, y, block, count)
         return state

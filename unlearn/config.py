@@ -62,9 +62,9 @@ class SisaConfig:
     2 R / (R + 1) times as many, of which its slices get equal numbers, up to rounding."""
     batch_size: int = 64
     """Records per update."""
-    width: int = 16
+    width: int = 0
     """Shards that a device trains at once, S at most. The last bits may depend on it, so that it is
-    part of the configuration."""
+    part of the configuration. 0: 4 on a CPU, whose cache holds about so many; elsewhere all."""
     groups: tuple[tuple[float, int], ...] = ()
     """Sharding by the probability of deletion: pairs of an upper bound, ascending, and the number
     of shards for the records below it and above the pair before. Empty: all shards are alike."""
@@ -73,11 +73,12 @@ class SisaConfig:
 
     def __post_init__(self) -> None:
         """Raises ValueError where numbers are out of range or don't fit together."""
-        for name in ("shards", "slices", "epochs", "batch_size", "width"):
+        for name in ("shards", "slices", "epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
-        if self.capacity < 0:
-            raise ValueError(f"capacity must be at least 0, found {self.capacity}")
+        for name in ("capacity", "width"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, found {getattr(self, name)}")
         if self.slices > 2 * self.epochs - 1:
             raise ValueError(
                 f"{self.slices} slices are more than 2 epochs - 1 = {2 * self.epochs - 1}: some "

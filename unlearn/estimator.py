@@ -44,7 +44,7 @@ class SisaClassifier:
         aggregation: Literal["vote", "mean"] = "mean",
         classes: Any = None,
         capacity: int | None = None,
-        width: int = 16,
+        width: int = 0,
         random_state: int = 0,
     ) -> None:
         """Keeps the arguments.
@@ -62,7 +62,7 @@ class SisaClassifier:
           aggregation: of the shards: their votes, or the mean of their probabilities.
           classes: all labels there can be, sorted; None takes those of `fit`.
           capacity: most records of a slice; None leaves room for chance at `fit`.
-          width: shards that a device trains at once.
+          width: shards that a device trains at once; 0 for a number that suits it.
           random_state: non-negative, of the partition and the networks. Who knows it can tell which
             shard a record is in.
         """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -109,8 +110,8 @@ class Run:
     @property
     def like(self) -> ShardState:
         """Shapes of a shard's state."""
-        init = programs.programs(self.learner(), meshes.make_mesh()).init
-        return jax.eval_shape(init, jax.random.key(0), np.uint32(0), self._shape.zeros())
+        init = functools.partial(sisa.init, self.learner())
+        return jax.eval_shape(init, jax.random.key(0), self._shape.zeros())
 
     def learner(self) -> Learner:
         """What is trained."""

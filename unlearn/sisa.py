@@ -93,13 +93,28 @@ def update(
       The new state.
     """
     count = jnp.sum(rows >= 0)
-    some = count > 0
+    # Momentum would move the weights with no record at all. Vmapped, both ways are gone and one is
+    # taken; what the other has, NaN included, is lost.
+    return lax.cond(
+        count > 0,
+        lambda state: _update(learner, state, x, y, rows, count),
+        lambda state: state,
+        state,
+    )
+
+
+def _update(
+    learner: Learner,
+    state: ShardState,
+    x: jax.Array,
+    y: jax.Array,
+    rows: jax.Array,
+    count: jax.Array,
+) -> ShardState:
     # Missing records are repeats of the others, so that BatchNorm sees nothing else; the loss has
-    # each once. Of an empty batch they are zeros: NaN times a weight of zero would be NaN.
-    place = jnp.arange(rows.size) % jnp.maximum(count, 1).astype(jnp.int32)
-    rows, there = rows[place], rows >= 0
-    records = jnp.where(some, x[rows], jnp.zeros((), x.dtype))
-    labels = jnp.where(some, y[rows], jnp.zeros((), y.dtype))
+    # each once.
+    there = rows >= 0
+    rows = rows[jnp.arange(rows.size) % jnp.maximum(count, 1).astype(jnp.int32)]
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
     options: dict[str, Any] = {"train": True} if learner.train_argument else {}
     if learner.rngs:
@@ -108,20 +123,18 @@ def update(
     def objective(params: Any) -> tuple[jax.Array, Any]:
         logits, model_state = learner.model.apply(
             {"params": params, **state.model_state},
-            records,
+            x[rows],
             mutable=list(state.model_state),
             **options,
         )
-        losses = jax.vmap(learner.loss)(logits, labels)
+        losses = jax.vmap(learner.loss)(logits, y[rows])
         total = jnp.sum(jnp.where(there, losses, jnp.zeros_like(losses)))
         return total / jnp.maximum(count, 1).astype(losses.dtype), model_state
 
     grads, model_state = jax.grad(objective, has_aux=True)(state.params)
     changes, opt_state = learner.optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, changes)
-    new = ShardState(params, model_state, opt_state, state.step + 1, state.key)
-    # Momentum would move the weights with no record at all.
-    return jax.tree.map(lambda a, b: jnp.where(some, a, b), new, state)
+    return ShardState(params, model_state, opt_state, state.step + 1, state.key)
 
 
 def updates(

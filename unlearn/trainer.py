@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -21,6 +21,7 @@ from unlearn.partition import Partition
 from unlearn.programs import BLOCK, Shape
 from unlearn.sisa import Learner, ShardState
 
+T = TypeVar("T")
 # By shard and number of slices learnt.
 States = dict[tuple[int, int], ShardState]
 
@@ -28,12 +29,21 @@ States = dict[tuple[int, int], ShardState]
 class _Lane(NamedTuple):
     """A shard's positions among the records, and its rows on the device, by slice and token."""
 
+    shard: int
     at: np.ndarray
     rows: np.ndarray
 
 
-# Of a group of shards, the batches of one stage of their training.
-_Stage = dict[int, np.ndarray]
+class _Stage(NamedTuple):
+    """The training of a group of shards on one more slice.
+
+    Attributes:
+      slice_: number of the slice.
+      batches: of the lanes that take part, int32 `(T, B)`, rows on the device.
+    """
+
+    slice_: int
+    batches: dict[int, np.ndarray]
 
 
 class Records(NamedTuple):
@@ -71,8 +81,8 @@ class Trainer:
 
     def init(self, shard: int, record: Shape) -> ShardState:
         """Returns a shard's state before its first slice, on the host."""
-        state = self._programs.init(self._key, np.uint32(shard), record.zeros())
-        return programs.to_host(state)
+        states = self._init([shard], record)
+        return jax.tree.map(lambda leaf: leaf[0], states)
 
     def fit(
         self,
@@ -98,27 +108,14 @@ class Trainer:
           ValueError: a slice has more records than the configuration's capacity.
         """
         partition.check_capacity(records.places, self._config, may_be_empty=True)
-        record, label = Shape.of(records.x), Shape.of(records.y)
-        shards = sorted(start)
-        lanes = self._width(len(shards), record, label) * self._mesh.size
-        groups = [shards[i : i + lanes] for i in range(0, len(shards), lanes)]
         done = 0
-        for group in groups:
-            own = {shard: _lane(records.places, shard, self._config) for shard in group}
-            plan = self._plan(records.places, own, start)
-            x, y = self._place(records, own, lanes)
-            states = [load(s, start[s]) if start[s] else self.init(s, record) for s in group]
-            state = programs.place(states, lanes, self._mesh)
-            for slice_, stage in enumerate(plan):
-                if not stage:
-                    continue
-                state = self._run_stage(state, x, y, stage, group, lanes)
-                done += sum(len(rows) for rows in stage.values())
-                found = programs.to_host(state)
-                for lane, shard in enumerate(group):
-                    if shard in stage:
-                        yield shard, slice_, jax.tree.map(lambda leaf, i=lane: leaf[i], found)
-                progress(done)
+        for group, stage, state in _one_ahead(self._dispatch(records, start, load)):
+            found = programs.to_host(state)
+            for lane, batches in stage.batches.items():
+                done += len(batches)
+                own = jax.tree.map(lambda leaf, i=lane: leaf[i], found)
+                yield group[lane].shard, stage.slice_, own
+            progress(done)
 
     def train(
         self,
@@ -153,6 +150,27 @@ class Trainer:
             total += int(steps[first:].sum())
         return total
 
+    def _dispatch(
+        self,
+        records: Records,
+        start: Mapping[int, int],
+        load: Callable[[int, int], ShardState],
+    ) -> Iterator[tuple[list[_Lane], _Stage, ShardState]]:
+        """Sets one stage after the other going and waits for none: states are still to come."""
+        config, record, label = self._config, Shape.of(records.x), Shape.of(records.y)
+        # Shards that begin together are trained together: lanes whose turn has not come idle.
+        shards = sorted(start, key=lambda shard: (start[shard], shard))
+        most = programs.width_of(config) * self._mesh.size
+        for begin in range(0, len(shards), most):
+            group = [_lane(records.places, s, config) for s in shards[begin : begin + most]]
+            lanes = self._width(len(group), record, label) * self._mesh.size
+            x, y = self._place(records, group, lanes)
+            state = self._begin(group, start, load, record, lanes)
+            for slice_ in range(start[group[0].shard], config.slices):
+                stage = self._plan(records.places, group, start, slice_)
+                state = self._run_stage(state, x, y, stage, lanes)
+                yield group, stage, state
+
     def _width(self, shards: int, record: Shape, label: Shape) -> int:
         """Shards of a device at once: as few as will do, where that changes no bit."""
         widest, need = programs.width_of(self._config), -(-shards // self._mesh.size)
@@ -165,44 +183,75 @@ class Trainer:
             width *= 2
         return widest
 
-    def _plan(
-        self, places: Partition, own: dict[int, _Lane], start: Mapping[int, int]
-    ) -> list[_Stage]:
-        """The stages of a group, one for each slice."""
-        config = self._config
-        epochs = partition.epochs_of_slices(config.epochs, config.slices)
-        plan: list[_Stage] = [{} for _ in range(config.slices)]
-        for shard, (at, rows) in own.items():
-            tokens, slices = places.token[at], places.slice[at]
-            for slice_ in range(start[shard], config.slices):
-                seen = slices <= slice_
-                plan[slice_][shard] = partition.batches(
-                    tokens[seen], rows[seen], slice_, epochs[slice_], config.batch_size
-                )
-        return plan
+    def _begin(
+        self,
+        group: list[_Lane],
+        start: Mapping[int, int],
+        load: Callable[[int, int], ShardState],
+        record: Shape,
+        lanes: int,
+    ) -> ShardState:
+        """The states that a group goes on from, on the host; idle lanes have one, too."""
+        shards = [lane.shard for lane in group] + [group[0].shard] * (lanes - len(group))
+        new = None if all(start[s] for s in shards) else self._init(shards, record)
+        states = [
+            load(shard, start[shard]) if start[shard] else jax.tree.map(lambda a, i=i: a[i], new)
+            for i, shard in enumerate(shards[: len(group)])
+        ]
+        states += [states[0]] * (lanes - len(group))
+        return programs.stack(states)
 
-    def _place(self, records: Records, own: dict[int, _Lane], lanes: int) -> tuple[Any, Any]:
+    def _init(self, shards: list[int], record: Shape) -> ShardState:
+        """States before the first slice, on the host, with an axis of shards."""
+        states = self._programs.init(self._key, np.array(shards, np.uint32), record.zeros())
+        return programs.to_host(states)
+
+    def _plan(
+        self, places: Partition, group: list[_Lane], start: Mapping[int, int], slice_: int
+    ) -> _Stage:
+        """One stage of a group: the batches of those that have begun."""
+        config = self._config
+        epochs = partition.epochs_of_slices(config.epochs, config.slices)[slice_]
+        batches = {}
+        for number, lane in enumerate(group):
+            if start[lane.shard] <= slice_:
+                seen = np.searchsorted(places.slice[lane.at], slice_, side="right")
+                tokens, rows = places.token[lane.at[:seen]], lane.rows[:seen]
+                batches[number] = partition.batches(tokens, rows, slice_, epochs, config.batch_size)
+        return _Stage(slice_, batches)
+
+    def _place(self, records: Records, group: list[_Lane], lanes: int) -> tuple[Any, Any]:
         """The records of each lane's shard on its device, `(lanes, R · capacity, ...)`."""
         size = self._config.slices * self._config.capacity
         x = Shape.of(records.x).zeros(lanes, size)
         y = Shape.of(records.y).zeros(lanes, size)
-        for lane, (at, rows) in enumerate(own.values()):
-            x[lane, rows], y[lane, rows] = records.x[at], records.y[at]
+        for number, lane in enumerate(group):
+            x[number, lane.rows], y[number, lane.rows] = records.x[lane.at], records.y[lane.at]
         return jax.device_put((x, y), meshes.batch_sharding(self._mesh))
 
     def _run_stage(
-        self, state: ShardState, x: Any, y: Any, stage: _Stage, group: list[int], lanes: int
+        self, state: ShardState, x: Any, y: Any, stage: _Stage, lanes: int
     ) -> ShardState:
-        longest = max(len(rows) for rows in stage.values())
-        sharding = meshes.batch_sharding(self._mesh)
+        longest = max(map(len, stage.batches.values()))
         for begin in range(0, longest, BLOCK):
             block = np.full((lanes, BLOCK, self._config.batch_size), -1, np.int32)
-            for lane, shard in enumerate(group):
-                part = stage[shard][begin : begin + BLOCK] if shard in stage else block[lane, :0]
+            for lane, batches in stage.batches.items():
+                part = batches[begin : begin + BLOCK]
                 block[lane, : len(part)] = part
             count = np.int32(min(BLOCK, longest - begin))
-            state = self._programs.run(state, x, y, jax.device_put(block, sharding), count)
+            state = self._programs.run(state, x, y, block, count)
         return state
+
+
+def _one_ahead(items: Iterator[T]) -> Iterator[T]:
+    """Gives an item when the next one is on its way: the host plans while the devices work."""
+    waiting = next(items, None)
+    if waiting is None:
+        return
+    for item in items:
+        yield waiting
+        waiting = item
+    yield waiting
 
 
 def first_slices(places: Partition, deleted: np.ndarray) -> dict[int, int]:
@@ -226,4 +275,4 @@ def _lane(places: Partition, shard: int, config: SisaConfig) -> _Lane:
     slices = places.slice[at]
     first = np.searchsorted(slices, slices)
     rows = slices * config.capacity + np.arange(len(at)) - first
-    return _Lane(at, rows.astype(np.int32))
+    return _Lane(shard, at, rows.astype(np.int32))
