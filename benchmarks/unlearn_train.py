@@ -49,14 +49,14 @@ def program_alone(
     found: Problem, layout: Layout, init: list[ShardState], mesh: Mesh
 ) -> Callable[[], ShardState]:
     """The trainer's compiled program, with all that it is called with on the devices."""
-    run, sharding = programs.programs(found.learner, mesh).run, meshes.batch_sharding(mesh)
+    compiled = programs.programs(found.learner, mesh)
     lanes = -(-SHARDS // mesh.size) * mesh.size
 
     def put(array: np.ndarray, steps: int | None = None) -> jax.Array:
         room = [(0, lanes - SHARDS)] + [(0, 0)] * (array.ndim - 1)
         if steps is not None:
             room[1] = (0, steps - array.shape[1])
-        return jax.device_put(np.pad(array, room, constant_values=-1), sharding)
+        return compiled.place(np.pad(array, room, constant_values=-1))
 
     x, y = put(layout.x), put(layout.y)
     first = programs.stack(init + init[:1] * (lanes - SHARDS))
@@ -67,9 +67,9 @@ def program_alone(
             calls.append((put(part, programs.BLOCK), np.int32(part.shape[1])))
 
     def train() -> ShardState:
-        state = jax.device_put(first, sharding)
+        state = compiled.place(first)
         for block, count in calls:
-            state = run(state, x, y, block, count)
+            state = compiled.run(state, x, y, block, count)
         return state
 
     return train

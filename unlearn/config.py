@@ -64,7 +64,8 @@ class SisaConfig:
     """Records per update."""
     width: int = 0
     """Shards that a device trains at once, S at most. The last bits may depend on it, so that it is
-    part of the configuration. 0: 4 on a CPU, whose cache holds about so many; elsewhere all."""
+    part of the configuration. 0: on a CPU 8, or fewer whose states its cache can hold; elsewhere
+    all."""
     groups: tuple[tuple[float, int], ...] = ()
     """Sharding by the probability of deletion: pairs of an upper bound, ascending, and the number
     of shards for the records below it and above the pair before. Empty: all shards are alike."""

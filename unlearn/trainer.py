@@ -14,7 +14,6 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from fourfold.runtime import mesh as meshes
 from unlearn import partition, programs
 from unlearn.config import SisaConfig
 from unlearn.partition import Partition
@@ -160,7 +159,7 @@ class Trainer:
         config, record, label = self._config, Shape.of(records.x), Shape.of(records.y)
         # Shards that begin together are trained together: lanes whose turn has not come idle.
         shards = sorted(start, key=lambda shard: (start[shard], shard))
-        most = programs.width_of(config) * self._mesh.size
+        most = programs.width_of(self._learner, config, record) * self._mesh.size
         for begin in range(0, len(shards), most):
             group = [_lane(records.places, s, config) for s in shards[begin : begin + most]]
             lanes = self._width(len(group), record, label) * self._mesh.size
@@ -173,7 +172,8 @@ class Trainer:
 
     def _width(self, shards: int, record: Shape, label: Shape) -> int:
         """Shards of a device at once: as few as will do, where that changes no bit."""
-        widest, need = programs.width_of(self._config), -(-shards // self._mesh.size)
+        widest = programs.width_of(self._learner, self._config, record)
+        need = -(-shards // self._mesh.size)
         if need >= widest:
             return widest
         width = 1 << (need - 1).bit_length()
@@ -191,7 +191,7 @@ class Trainer:
         record: Shape,
         lanes: int,
     ) -> ShardState:
-        """The states that a group goes on from, on the host; idle lanes have one, too."""
+        """The states that a group goes on from, on their devices; idle lanes have one, too."""
         shards = [lane.shard for lane in group] + [group[0].shard] * (lanes - len(group))
         new = None if all(start[s] for s in shards) else self._init(shards, record)
         states = [
@@ -199,7 +199,7 @@ class Trainer:
             for i, shard in enumerate(shards[: len(group)])
         ]
         states += [states[0]] * (lanes - len(group))
-        return programs.stack(states)
+        return self._programs.place(programs.stack(states))
 
     def _init(self, shards: list[int], record: Shape) -> ShardState:
         """States before the first slice, on the host, with an axis of shards."""
@@ -227,7 +227,7 @@ class Trainer:
         y = Shape.of(records.y).zeros(lanes, size)
         for number, lane in enumerate(group):
             x[number, lane.rows], y[number, lane.rows] = records.x[lane.at], records.y[lane.at]
-        return jax.device_put((x, y), meshes.batch_sharding(self._mesh))
+        return self._programs.place((x, y))
 
     def _run_stage(
         self, state: ShardState, x: Any, y: Any, stage: _Stage, lanes: int
@@ -239,7 +239,7 @@ class Trainer:
                 part = batches[begin : begin + BLOCK]
                 block[lane, : len(part)] = part
             count = np.int32(min(BLOCK, longest - begin))
-            state = self._programs.run(state, x, y, block, count)
+            state = self._programs.run(state, x, y, self._programs.place(block), count)
         return state
 
 
