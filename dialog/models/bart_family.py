@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from dialog.config import EncoderDecoderConfig, GenerationConfig
+from dialog.models.activations import ACTIVATIONS
 from dialog.models.encoder_decoder import EncoderDecoder
 from dialog.models.family import Family, Tensor
-from dialog.models.stack import ACTIVATIONS
 
 # Our name of each number that config.json must have, for its name there.
 _SHAPE = {

@@ -14,7 +14,6 @@ Parameters of D = d_model, F = ffn, kernels (in, out), everything float32:
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -22,14 +21,9 @@ import jax
 import jax.numpy as jnp
 
 from dialog.config import BertConfig
+from dialog.models.activations import ACTIVATIONS
 from dialog.models.attention import KeyValue, attend
 
-_ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "gelu": functools.partial(jax.nn.gelu, approximate=False),
-    "gelu_new": functools.partial(jax.nn.gelu, approximate=True),
-    "relu": jax.nn.relu,
-    "swish": jax.nn.swish,
-}
 _normal = nn.initializers.normal(0.02)  # Devlin et al. 2019, as in their code
 
 
@@ -67,7 +61,7 @@ class BertLayer(nn.Module):
         drop = nn.Dropout(config.dropout, deterministic=not train)
         attended = SelfAttention(config, self.dtype, name="self_attn")(x, mask)
         x = _float32(_norm(config, "self_attn_layer_norm"), x + drop(attended))
-        hidden = _ACTIVATIONS[config.activation](dense(config.ffn, name="fc1")(x))
+        hidden = ACTIVATIONS[config.activation](dense(config.ffn, name="fc1")(x))
         hidden = dense(config.d_model, name="fc2")(hidden)
         return _float32(_norm(config, "final_layer_norm"), x + drop(hidden))
 
@@ -177,8 +171,8 @@ def check(config: BertConfig) -> None:
         )
     if config.pooling not in ("cls", "mean"):
         raise ValueError(f"pooling must be 'cls' or 'mean', found {config.pooling!r}")
-    if config.activation not in _ACTIVATIONS:
-        names = ", ".join(_ACTIVATIONS)
+    if config.activation not in ACTIVATIONS:
+        names = ", ".join(ACTIVATIONS)
         raise ValueError(f"activation must be one of {names}, found {config.activation!r}")
 
 

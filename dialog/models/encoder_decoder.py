@@ -29,8 +29,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from dialog.config import EncoderDecoderConfig
+from dialog.models.activations import ACTIVATIONS
 from dialog.models.attention import KeyValue, causal_mask
-from dialog.models.stack import ACTIVATIONS, INIT, Stack
+from dialog.models.stack import INIT, Stack
 
 
 class EncoderDecoder(nn.Module):

@@ -10,14 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from dialog.config import EncoderDecoderConfig
+from dialog.models.activations import ACTIVATIONS
 from dialog.models.attention import KeyValue, attend
 
-ACTIVATIONS = {
-    "gelu": functools.partial(jax.nn.gelu, approximate=False),
-    "gelu_new": functools.partial(jax.nn.gelu, approximate=True),
-    "relu": jax.nn.relu,
-    "swish": jax.nn.swish,
-}
 INIT = nn.initializers.normal(0.02)
 
 
