@@ -16,7 +16,6 @@ from fourfold.runtime.commands import in_full, run_command
 
 if TYPE_CHECKING:
     from dialog.generator import Generator
-    from dialog.models.convert import Pretrained
     from dialog.tokenizer import Tokenizer
 
 _USAGE = """usage: dialog COMMAND [OPTIONS]
@@ -104,7 +103,7 @@ def _generate(words: list[str]) -> None:
     tokenizer = load_tokenizer(found.path, found.family.name)
     model = found.family.model(found.config, dtype=jax.numpy.dtype(given.dtype))
     generator = Generator(model, jax.device_put(found.params))
-    ids = _conversation(given, found, tokenizer, options)
+    ids = _conversation(given, tokenizer, generator.room(options))
     for text in answer(generator, tokenizer, ids, options, jax.random.key(given.seed)):
         print(text, end="", flush=True)
     print()
@@ -168,9 +167,7 @@ def _options(given: Generate, default: GenerationConfig) -> GenerationConfig:
     return dataclasses.replace(default, **chosen)
 
 
-def _conversation(
-    given: Generate, found: Pretrained, tokenizer: Tokenizer, options: GenerationConfig
-) -> list[int]:
+def _conversation(given: Generate, tokenizer: Tokenizer, room: int) -> list[int]:
     from dialog.conversation import Turn, encode_conversation
 
     names = ("user", "assistant")
@@ -178,7 +175,4 @@ def _conversation(
     turns = [Turn(names[(last - i) % 2], text) for i, text in enumerate(given.prompt)]
     if given.system is not None:
         turns.insert(0, Turn("system", given.system))
-    room = found.config.max_positions
-    if found.family.name == "llama":
-        room -= options.max_new_tokens
     return encode_conversation(tokenizer, turns, room)

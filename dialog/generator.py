@@ -11,12 +11,13 @@ import jax
 import numpy as np
 
 from dialog.config import EncoderDecoderConfig, GenerationConfig, LlamaConfig
+from dialog.conversation import pad
 from dialog.decoding import beam, greedy
 from dialog.decoding.constraints import Context
 from dialog.decoding.greedy import Output, State
 from dialog.models.encoder_decoder import EncoderDecoder
 from dialog.models.llama import Llama
-from dialog.prefill import Memory, prepare, step_of
+from dialog.prefill import CHUNK, Memory, prepare, step_of
 
 Ids = Sequence[int]
 # Prompts are padded to one of these, so that few programs are compiled. A decoder passes over
@@ -97,6 +98,15 @@ class Generator:
                 return
             state = _advance(self.model, options, self.params, state, *rest)
 
+    def room(self, options: GenerationConfig) -> int:
+        """Returns how many tokens a prompt may have, beside a decoder's longest answer."""
+        config = self.model.config
+        if not isinstance(config, LlamaConfig):
+            return config.max_positions
+        # The last token is never read again; and a decoder reads whole chunks.
+        limit = config.max_positions - options.max_new_tokens + 1
+        return limit // CHUNK * CHUNK if limit >= CHUNK else limit
+
     @property
     def _ends(self) -> tuple[int, ...]:
         return ends_of(self.model.config)
@@ -111,31 +121,20 @@ class Generator:
         longest = max(map(len, prompts))
         if not min(map(len, prompts)):
             raise ValueError(f"prompt {[len(p) for p in prompts].index(0)} has no tokens")
-        decoder, limit = isinstance(config, LlamaConfig), config.max_positions
-        if decoder:
-            limit -= options.max_new_tokens - 1
+        decoder, limit = isinstance(config, LlamaConfig), self.room(options)
         if longest > limit:
             room = f" beside {options.max_new_tokens} of the answer" if decoder else ""
             raise ValueError(
                 f"a prompt has {longest} tokens, and the model has room for {limit}{room}"
             )
-        sizes = DECODER_SIZES if decoder else ENCODER_SIZES
-        size = next((s for s in sizes if s >= longest), longest)
-        # The last size may be an odd one, that the model still has room for.
-        size = min(size, limit // 64 * 64 if decoder and limit >= 64 else limit)
-        if size < longest:
-            raise ValueError(f"a prompt has {longest} tokens, and the model has room for {size}")
-        ids = np.full((len(prompts), size), config.pad_id, np.int32)
-        mask = np.zeros(ids.shape, bool)
-        for row, prompt in enumerate(prompts):
-            found = np.asarray(prompt)
-            if found.min() < 0 or found.max() >= config.vocab_size:
+        for prompt in prompts:
+            if min(prompt) < 0 or max(prompt) >= config.vocab_size:
                 raise ValueError(
-                    f"ids must be in [0, {config.vocab_size}), found {found.min()} to {found.max()}"
+                    f"ids must be in [0, {config.vocab_size}), found {min(prompt)} to {max(prompt)}"
                 )
-            place = slice(size - len(prompt), None) if decoder else slice(len(prompt))
-            ids[row, place], mask[row, place] = found, True
-        return ids, mask
+        sizes = DECODER_SIZES if decoder else ENCODER_SIZES
+        size = min(next((s for s in sizes if s >= longest), limit), limit)
+        return pad(prompts, config.pad_id, side="left" if decoder else "right", buckets=(size,))
 
 
 def ends_of(config: EncoderDecoderConfig | LlamaConfig) -> tuple[int, ...]:

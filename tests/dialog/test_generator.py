@@ -184,6 +184,15 @@ def test_bad_prompts_are_named(llama, asked, options, message):
         llama.generate(asked, options)
 
 
+@pytest.mark.parametrize("name, room", [("bart", 40), ("llama", 384)])
+def test_a_prompt_may_take_all_the_room(name, room, request):
+    generator, options = request.getfixturevalue(name), GenerationConfig(max_new_tokens=4)
+    assert generator.room(options) == room
+    assert generator.generate([[7] * room], options)[0]
+    with pytest.raises(ValueError, match=f"has {room + 1} tokens, .* room for {room}"):
+        generator.generate([[7] * (room + 1)], options)
+
+
 def test_beams_do_not_stream(bart):
     with pytest.raises(ValueError, match="num_beams must be 1, found 2"):
         next(bart.stream([7], GenerationConfig(max_new_tokens=9, num_beams=2)))
